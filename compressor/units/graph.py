@@ -1,0 +1,79 @@
+"""The UnitGraph: which entries of which parameter belong to which unit. Plain values, no torch.nn.
+
+Units are numbered globally, 0 .. n-1; a group is a set of units that layers share. Every axis of every parameter or
+buffer that is laid out by units has an `Axis`: position -> unit number, -1 where the position belongs to no unit
+(image channels, class logits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Role = Literal["produces", "carries", "consumes"]
+TapKind = Literal["linear", "conv", "conv_transpose"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of one parameter or buffer: `units[position]` is the unit that owns the position, or -1."""
+
+    tensor: str
+    axis: int
+    role: Role
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tap:
+    """The input of one consumer, where units are measured. `units[entry]` is the unit of each input feature, or -1.
+
+    `entries` counts along the consumer's input features (flattened feature maps have several per unit).
+    """
+
+    module: str
+    kind: TapKind
+    units: np.ndarray
+    intercept_exact: bool
+    """True if a constant folds into the bias exactly: linear, 1x1 or unpadded convolutions."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that must go together because layers share them. `frozen` names the reason why none may go."""
+
+    name: str
+    units: np.ndarray
+    producers: tuple[str, ...]
+    carriers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    frozen: str | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One convolution or matrix product with a parameter, for counting: multiply-accumulates per input sample are
+    `positions * |units of weight axis out| * |units of weight axis in| * kernel / (groups if grouped)`.
+    """
+
+    module: str
+    weight: str
+    macs: int
+    """Multiply-accumulates per input sample at the original widths."""
+
+
+@dataclass(frozen=True)
+class UnitGraph:
+    """Everything the rest of the house needs to know about a model's units."""
+
+    n_units: int
+    groups: tuple[Group, ...]
+    axes: tuple[Axis, ...]
+    taps: tuple[Tap, ...]
+    operations: tuple[Operation, ...]
+    uncovered: dict[str, str]
+    """Layers with weights (conv, linear) that belong to no live group as producer or consumer -> reason."""
+    layers: int
+    """Number of conv / linear layers seen."""
