@@ -1,1 +1,1 @@
-
+"""What a user names -> model and data. Floor 3."""
