@@ -1,0 +1,86 @@
+"""Cut a model down to the units that stay: parameters and buffers are sliced, layer widths are set, on a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.units.graph import UnitGraph
+
+WIDTHS = {
+    nn.Linear: {"out_features": 0, "in_features": 1},
+    nn.modules.batchnorm._NormBase: {"num_features": 0},
+    nn.PReLU: {"num_parameters": 0},
+}
+
+
+def keep_mask(graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """Which of the graph's units stay (bool, one entry per unit) for `kept` = group name -> indices that stay."""
+    mask = np.ones(graph.n_units, dtype=bool)
+    for group in graph.groups:
+        if group.name in kept:
+            mask[group.units] = False
+            mask[group.units[list(kept[group.name])]] = True
+    return mask
+
+
+def positions(units: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Positions of an axis that stay: those of units that stay, and those of no unit."""
+    return np.flatnonzero((units < 0) | mask[np.maximum(units, 0)])
+
+
+def cut(model: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """A copy of `model` with only the `kept` units of each named group; nothing is folded or refitted."""
+    small = copy.deepcopy(model)
+    mask = keep_mask(graph, kept)
+    lines: dict[str, dict[int, np.ndarray]] = {}
+    for axis in graph.axes:
+        stay = positions(axis.units, mask)
+        if len(stay) < len(axis.units):
+            lines.setdefault(axis.tensor, {})[axis.axis] = stay
+    for name, by_axis in lines.items():
+        _replace(small, name, by_axis)
+    for name in {name.rpartition(".")[0] for name in lines}:
+        set_widths(small.get_submodule(name))
+    return small
+
+
+def _replace(model: nn.Module, name: str, by_axis: Mapping[int, np.ndarray]) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    tensor: Tensor = getattr(owner, leaf)
+    sliced = tensor.detach()
+    for axis, stay in by_axis.items():
+        sliced = sliced.index_select(axis, torch.from_numpy(stay).to(sliced.device))
+    if isinstance(tensor, nn.Parameter):
+        setattr(owner, leaf, nn.Parameter(sliced.clone(), requires_grad=tensor.requires_grad))
+    else:
+        owner.register_buffer(leaf, sliced.clone(), persistent=leaf not in owner._non_persistent_buffers_set)
+
+
+def set_widths(module: nn.Module) -> None:
+    """Set a layer's width attributes to what its tensors say."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        transposed = bool(module.transposed)
+        first, second = module.weight.shape[:2]
+        if module.groups > 1:
+            module.groups = (
+                module.groups if transposed else first // max(1, module.out_channels // module.groups)
+            )
+            module.in_channels, module.out_channels = second * module.groups, first
+            return
+        module.out_channels, module.in_channels = (second, first) if transposed else (first, second)
+        return
+    for kind, attributes in WIDTHS.items():
+        if isinstance(module, kind):
+            tensor = next(
+                (t for t in (getattr(module, n, None) for n in ("weight", "running_mean")) if t is not None),
+                None,
+            )
+            for attribute, axis in attributes.items():
+                if tensor is not None and hasattr(module, attribute):
+                    setattr(module, attribute, tensor.shape[axis])

@@ -1,0 +1,123 @@
+"""Rules for convolutions and matrix products: where units are read (taps) and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from compressor.units.labels import compact, unlabelled
+from compressor.units.propagate import Activation, Parameter, Product, Walk, _opaque, rule
+
+COMPUTED = "weight is computed, not a parameter (functional weights)"
+
+
+def _whole(parameter: Parameter, shape: torch.Size) -> bool:
+    """True if the value is the whole parameter in its own layout."""
+    return (
+        parameter.pure
+        and parameter.index.shape == shape
+        and bool((parameter.index.reshape(-1) == torch.arange(shape.numel())).all())
+    )
+
+
+def _writes(walk: Walk, name: str, axis: int, size: int, bias: Any) -> Tensor:
+    """Labels of the units that a weight writes along `axis`; its bias shares them."""
+    labels = walk.found.slots.get((name, axis))
+    if labels is None:
+        labels = walk.families.fresh(size)
+        walk.found.slot(name, axis, labels, "produces")
+    if isinstance(bias, Parameter):
+        if bias.index.dim() == 1 and _whole(bias, walk.found.shapes[bias.name]):
+            walk.found.slot(bias.name, 0, labels, "produces")
+        else:
+            walk.families.freeze(labels, "bias is computed, not a parameter")
+    elif isinstance(bias, Activation):
+        walk.families.freeze(labels, "bias is computed, not a parameter")
+    return labels
+
+
+@rule("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "conv_transpose2d")
+def convolution(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """A convolution reads channels and writes channels; a depthwise one carries them one by one."""
+    value, weight, bias, stride, padding, _dilation, transposed, _out_padding, groups = args[:9]
+    if not isinstance(value, Activation):
+        value = Activation(unlabelled(value.index.shape))
+    if not isinstance(weight, Parameter) or not _whole(weight, walk.found.shapes[weight.name]):
+        walk.freeze([value, weight, bias], COMPUTED)
+        return _opaque(out)
+    name, shape = weight.name, walk.found.shapes[weight.name]
+    channel = value.labels.dim() - len(stride) - 1
+    inside = walk.features(value, channel, "a channel at a convolution is not one unit")
+    spread = [1] * channel + [-1] + [1] * len(stride)
+    in_axis, out_axis = (0, 1) if transposed else (1, 0)
+    macs = shape.numel() * (out[0, 0] if not transposed else value.labels[0, 0]).numel()
+    if groups == 1:
+        labels = _writes(walk, name, out_axis, shape[out_axis], bias)
+        walk.found.slot(name, in_axis, inside, "consumes")
+        kind = "conv_transpose" if transposed else "conv"
+        exact = shape[2:].numel() == 1 or all(p == 0 for p in padding)
+        walk.found.products.append(Product(name, kind, in_axis, out_axis, exact and not transposed, macs))
+        return Activation(labels.reshape(spread).expand(out.shape))
+    if not transposed and shape[1] == 1 and groups == inside.numel():
+        labels = inside.repeat_interleave(shape[0] // groups)
+        walk.found.slot(name, 0, labels, "carries")
+        if isinstance(bias, Parameter):
+            walk.found.slot(bias.name, 0, labels, "carries")
+        walk.found.products.append(Product(name, "depthwise", 1, 0, False, macs, depthwise=True))
+        return Activation(labels.reshape(spread).expand(out.shape))
+    walk.families.freeze(inside, "read by a grouped convolution")
+    labels = _writes(walk, name, out_axis, out.shape[channel], bias)
+    walk.families.freeze(labels, "written by a grouped convolution")
+    walk.found.products.append(Product(name, "grouped", in_axis, out_axis, False, macs, depthwise=True))
+    return Activation(labels.reshape(spread).expand(out.shape))
+
+
+@rule("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "addmv", "mv", "dot")
+def product(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """A matrix product with a parameter is a linear layer; between two activations it is attention-like."""
+    name = getattr(node.target, "overloadpacket", node.target).__name__
+    bias = args[0] if name in ("addmm", "baddbmm", "addmv") else None
+    left, right = (args[1], args[2]) if bias is not None else (args[0], args[1])
+    if isinstance(left, Activation) and isinstance(right, Parameter) and name in ("mm", "addmm"):
+        return _linear(walk, left, right, bias, out)
+    if isinstance(left, Activation) and isinstance(right, Activation) and name in ("bmm", "mm"):
+        return _between_activations(walk, left, right, out)
+    walk.freeze(
+        [left, right, bias], f"`{name}` with this layout of weights is not followed (functional weights)"
+    )
+    return _opaque(out)
+
+
+def _linear(walk: Walk, value: Activation, weight: Parameter, bias: Any, out: Any) -> Any:
+    shape = walk.found.shapes[weight.name]
+    transposed = Parameter(weight.name, weight.index.t(), weight.pure)
+    if len(shape) == 2 and _whole(transposed, shape):
+        in_axis, out_axis = 1, 0
+    elif len(shape) == 2 and _whole(weight, shape):
+        in_axis, out_axis = 0, 1
+    else:
+        walk.freeze([value, weight, bias], COMPUTED)
+        return _opaque(out)
+    inside = walk.features(value, 1, "an input feature of a linear layer is not one unit")
+    labels = _writes(walk, weight.name, out_axis, shape[out_axis], bias)
+    walk.found.slot(weight.name, in_axis, inside, "consumes")
+    walk.found.products.append(
+        Product(weight.name, "linear", in_axis, out_axis, True, shape.numel() * value.labels.size(0))
+    )
+    return Activation(labels.reshape(1, -1).expand(out.shape))
+
+
+def _between_activations(walk: Walk, left: Activation, right: Activation, out: Any) -> Any:
+    """Contracted units freeze; units of one side's free dimension pass through if nothing else varies there."""
+    a, b = compact(left.labels), compact(right.labels)
+    if a.size(-1) > 1 or b.size(-2) > 1:
+        walk.freeze([left, right], "product of two activations over units (attention)")
+        return _opaque(out)
+    rows, columns = bool((a >= 0).any()), bool((b >= 0).any())
+    if rows and columns:
+        walk.freeze([left, right], "product of two activations with units (attention)")
+        return _opaque(out)
+    return Activation((a if rows else b).expand(out.shape))

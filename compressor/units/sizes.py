@@ -1,0 +1,62 @@
+"""Parameters and multiply-accumulates as functions of which units stay, without building the network.
+
+Both are products of axis widths, so the size of any plan, and the saving of any single unit, is exact arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from compressor.units.cut import positions
+from compressor.units.graph import UnitGraph
+
+
+@dataclass(frozen=True)
+class _Box:
+    """A quantity `scale * product over axes of the number of entries that stay`; axes are unit lines."""
+
+    scale: float
+    lines: tuple[np.ndarray, ...]
+
+
+class Sizes:
+    """`Sizes(model, graph).total("params", mask)` and `.saving("macs", mask)` per unit; masks are bool per unit."""
+
+    def __init__(self, model: nn.Module, graph: UnitGraph) -> None:
+        self._n = graph.n_units
+        lines: dict[str, dict[int, np.ndarray]] = {}
+        for axis in graph.axes:
+            lines.setdefault(axis.tensor, {})[axis.axis] = axis.units
+        parameters = dict(model.named_parameters())
+        boxes = [_box(tuple(p.shape), p.numel(), lines.get(name, {})) for name, p in parameters.items()]
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        macs = [_box(shapes[o.weight], o.macs, lines.get(o.weight, {})) for o in graph.operations]
+        self._boxes = {"params": boxes, "macs": macs}
+
+    def total(self, measure: str, mask: np.ndarray) -> int:
+        """Parameters (`params`) or multiply-accumulates per sample (`macs`) if exactly the units in `mask` stay."""
+        value = 0.0
+        for box in self._boxes[measure]:
+            value += box.scale * np.prod([len(positions(line, mask)) for line in box.lines], initial=1.0)
+        return round(value)
+
+    def saving(self, measure: str, mask: np.ndarray) -> np.ndarray:
+        """For each unit, what the network would lose in size if that unit alone were dropped from `mask`."""
+        saved = np.zeros(self._n)
+        for box in self._boxes[measure]:
+            counts = [len(positions(line, mask)) for line in box.lines]
+            for i, line in enumerate(box.lines):
+                rest = box.scale * float(np.prod([c for j, c in enumerate(counts) if j != i], initial=1.0))
+                mine = line[line >= 0]
+                saved += rest * np.bincount(mine[mask[mine]], minlength=self._n)
+        return saved
+
+
+def _box(shape: tuple[int, ...], amount: float, lines: dict[int, np.ndarray]) -> _Box:
+    scale = float(amount)
+    for axis in lines:
+        scale /= shape[axis]
+    return _Box(scale, tuple(lines.values()))
