@@ -1,8 +1,8 @@
 """One writer per folder, and a dead one never blocks.
 
 The kernel's record lock is the judge: it ends with its process, however that ends, is not inherited by
-forked workers, and is seen across containers. Where a file system has no locks, the process id in the lock
-file together with that process's start time tells a living owner from a dead one whose id was given out again.
+forked workers, and is seen across containers. Where a file system has no locks, the process id in the
+lock file together with the start time tells a living owner from a dead one whose id was given out again.
 """
 
 from __future__ import annotations
