@@ -1,0 +1,181 @@
+"""Drop units one by one at the least predicted loss, re-solving the rest in closed form (block optimal brain surgery).
+
+For a tap with regressor covariance H and consumer weights W, dropping the regressors S of one unit and re-solving the
+others by least squares costs tr(M_SS [H⁻¹]_SS⁻¹) with M = Wᵀ F W and F the curvature of the loss at the consumer's
+outputs (Hassibi & Stork 1993; Kurtic et al. 2023 for structures). H⁻¹ and M are all that a step needs: the weights
+themselves are never touched. Updates are collected and applied in blocks, as matrix products.
+
+Shape letters: D regressors of a tap, U units at a tap, B regressors per unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PENDING = 128
+
+
+def precision(covariance: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Inverse of D^½ (R + ridge I) D^½ for a covariance (D, D), R its correlations; and which regressors vary (bool).
+
+    A ridge on correlations treats large and small channels alike. Regressors without variance get a unit diagonal.
+    """
+    variance = covariance.diagonal().clamp_min(0)
+    alive = variance > variance.max().clamp_min(1e-300) * 1e-12
+    scale = torch.where(alive, variance, torch.ones_like(variance)).sqrt()
+    correlation = covariance / scale[:, None] / scale[None, :]
+    correlation = torch.where(alive[:, None] & alive[None, :], correlation, torch.zeros_like(correlation))
+    correlation.diagonal().copy_(torch.ones_like(variance) + ridge)
+    factor = torch.linalg.cholesky(correlation)
+    inverse = torch.cholesky_inverse(factor)
+    return inverse / scale[:, None] / scale[None, :], alive
+
+
+@dataclass
+class TapState:
+    """The quantities of one tap while units are dropped.
+
+    `blocks` (U, B) lists the regressors of each unit, padded with -1; `units` (U,) are their numbers in the cluster.
+    """
+
+    inverse: Tensor
+    weight: Tensor
+    blocks: Tensor
+    units: Tensor
+
+    def __post_init__(self) -> None:
+        self._local = {int(u): i for i, u in enumerate(self.units.tolist())}
+        self._pad = self.blocks < 0
+        index = self.blocks.clamp_min(0)
+        self._inverse_blocks = _gather(self.inverse, index, self._pad, torch.ones(()))
+        self._weight_blocks = _gather(self.weight, index, self._pad, torch.zeros(()))
+        self._index = index
+        self._live = torch.ones(len(self.units), dtype=torch.bool, device=self.blocks.device)
+        self._padded = bool(self._pad.any())
+        self._cost: Tensor | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        size, room = len(self.inverse), PENDING + 2 * self._index.shape[1]
+        self._used_h = self._used_m = 0
+        self._left_h, self._right_h = self.inverse.new_empty(2, room, size)
+        self._left_m, self._right_m = self.inverse.new_empty(2, 2 * room, size)
+
+    def costs(self) -> Tensor:
+        """(U,) predicted loss of dropping each unit now (unit order of `units`); 0 where already dropped."""
+        if self._cost is not None:
+            return self._cost
+        if self._index.shape[1] == 1:
+            cost = self._weight_blocks[:, 0, 0] / self._inverse_blocks[:, 0, 0].clamp_min(1e-300)
+        else:
+            filler = torch.eye(self._index.shape[1], dtype=self.inverse.dtype, device=self.inverse.device)
+            blocks = torch.where(self._live[:, None, None], self._inverse_blocks, filler)
+            solved = torch.linalg.solve(blocks, self._weight_blocks)
+            cost = solved.diagonal(dim1=1, dim2=2).sum(1)
+        self._cost = torch.where(self._live, cost.clamp_min(0), torch.zeros_like(cost))
+        return self._cost
+
+    def drop(self, unit: int) -> None:
+        """Drop a unit (number in the cluster); does nothing if this tap does not read it."""
+        place = self._local.get(unit)
+        if place is None or not bool(self._live[place]):
+            return
+        chosen = self._index[place][~self._pad[place]]
+        h, m = self._used_h, self._used_m
+        rows_h = torch.addmm(self.inverse[chosen], self._left_h[:h, chosen].T, self._right_h[:h], alpha=-1)
+        rows_m = torch.addmm(self.weight[chosen], self._left_m[:m, chosen].T, self._right_m[:m], alpha=-1)
+        inner = rows_h[:, chosen]
+        ratio = rows_h / inner if len(chosen) == 1 else torch.linalg.solve(inner, rows_h)  # [H⁻¹]_SS⁻¹ [H⁻¹]_S:
+        rest = torch.addmm(rows_m, rows_m[:, chosen], ratio, alpha=-1)
+        self._update_blocks(rows_h, rows_m, ratio, rest)
+        count = len(chosen)
+        self._left_h[h : h + count], self._right_h[h : h + count] = rows_h, ratio
+        self._left_m[m : m + count], self._right_m[m : m + count] = rows_m, ratio
+        self._left_m[m + count : m + 2 * count], self._right_m[m + count : m + 2 * count] = ratio, rest
+        self._used_h, self._used_m = h + count, m + 2 * count
+        self._live[place] = False
+        self._cost = None
+        if self._used_h >= PENDING:
+            self._apply()
+
+    def _update_blocks(self, rows_h: Tensor, rows_m: Tensor, ratio: Tensor, rest: Tensor) -> None:
+        if self._index.shape[1] == 1:
+            index = self._index[:, 0]
+            h_1, t_1, m_1, r_1 = rows_h[:, index], ratio[:, index], rows_m[:, index], rest[:, index]
+            self._inverse_blocks[:, 0, 0] -= (h_1 * t_1).sum(0)
+            self._weight_blocks[:, 0, 0] -= (m_1 * t_1 + t_1 * r_1).sum(0)
+            return
+        index = self._index
+        h_u, t_u = rows_h[:, index].movedim(1, 0), ratio[:, index].movedim(1, 0)  # (U, S, B)
+        m_u, r_u = rows_m[:, index].movedim(1, 0), rest[:, index].movedim(1, 0)
+        change_h = h_u.transpose(1, 2) @ t_u
+        change_m = m_u.transpose(1, 2) @ t_u + t_u.transpose(1, 2) @ r_u
+        if self._padded:
+            both = ~self._pad[:, :, None] & ~self._pad[:, None, :]
+            change_h, change_m = change_h * both, change_m * both
+        self._inverse_blocks -= change_h
+        self._weight_blocks -= change_m
+
+    def _apply(self) -> None:
+        """Carry the collected updates out on the matrices, and forget dropped regressors once they are many."""
+        h, m = self._used_h, self._used_m
+        self.inverse.addmm_(self._left_h[:h].T, self._right_h[:h], alpha=-1)
+        self.weight.addmm_(self._left_m[:m].T, self._right_m[:m], alpha=-1)
+        gone = self._index[~self._live][~self._pad[~self._live]]
+        if len(gone) > 0.15 * len(self.inverse):
+            self._compact(gone)
+        self._reset()
+
+    def _compact(self, gone: Tensor) -> None:
+        stay = torch.ones(len(self.inverse), dtype=torch.bool, device=gone.device)
+        stay[gone] = False
+        number = torch.cumsum(stay, 0) - 1
+        live = self._live
+        self.inverse, self.weight = self.inverse[stay][:, stay], self.weight[stay][:, stay]
+        self.units, self._pad = self.units[live], self._pad[live]
+        self._index = number[self._index[live]].clamp_min(0)
+        self._inverse_blocks, self._weight_blocks = self._inverse_blocks[live], self._weight_blocks[live]
+        self._live = torch.ones(len(self.units), dtype=torch.bool, device=gone.device)
+        self._cost = None
+        self._local = {int(u): i for i, u in enumerate(self.units.tolist())}
+
+
+def _gather(matrix: Tensor, index: Tensor, pad: Tensor, diagonal: Tensor) -> Tensor:
+    """(U, B, B) diagonal blocks of a matrix; padded entries become `diagonal` on the diagonal and 0 elsewhere."""
+    blocks = matrix[index[:, :, None], index[:, None, :]]
+    blocks = torch.where(pad[:, :, None] | pad[:, None, :], torch.zeros_like(blocks), blocks)
+    filler = torch.diag_embed(pad.to(blocks.dtype)) * diagonal.to(blocks)
+    return blocks + filler
+
+
+def eliminate(taps: list[TapState], group_of: Tensor, worth: Tensor | None = None) -> tuple[list[int], list[float]]:
+    """Order in which the units of one cluster are dropped, and the predicted loss (nats) that each drop adds.
+
+    `group_of` (units,) gives each unit's group: the last unit of a group is never dropped. `worth` (units,) is what
+    dropping a unit saves; the cheapest loss per worth goes first. `taps` are used up. Deterministic.
+    """
+    n_units = len(group_of)
+    left = torch.bincount(group_of, minlength=int(group_of.max()) + 1)
+    blocked = (left[group_of] <= 1).clone()
+    scale = torch.ones(n_units, dtype=torch.float64) if worth is None else worth.double().clamp_min(1e-12)
+    order: list[int] = []
+    increments: list[float] = []
+    while not bool(blocked.all()):
+        cost = torch.zeros(n_units, dtype=torch.float64)
+        for tap in taps:
+            cost[tap.units.cpu()] += tap.costs().double().cpu()
+        rate = torch.where(blocked, torch.full_like(cost, torch.inf), cost / scale)
+        unit = int(torch.argmin(rate))
+        order.append(unit)
+        increments.append(float(cost[unit]))
+        for tap in taps:
+            tap.drop(unit)
+        blocked[unit] = True
+        group = group_of[unit]
+        left[group] -= 1
+        if left[group] <= 1:
+            blocked |= group_of == group
+    return order, increments

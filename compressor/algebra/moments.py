@@ -1,0 +1,62 @@
+"""First and second moments as additive sums in float64. Shape letters: R rows, D regressors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, else float32 (mps)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@dataclass
+class Moments:
+    """Sums over rows x (R, D), taken relative to a fixed `shift` (D): count, Σ(x-shift), Σ(x-shift)(x-shift)ᵀ.
+
+    The shift makes float32 products of one batch safe (raw float32 moments are wrong at large means); sums are float64.
+    Two `Moments` with the same shift add up.
+    """
+
+    count: int
+    shift: Tensor
+    total: Tensor
+    gram: Tensor
+
+    @classmethod
+    def empty(cls, shift: Tensor) -> Moments:
+        """No rows yet; `shift` (D) is usually the mean of the first rows."""
+        size, dtype = len(shift), wide(shift.device)
+        zeros = torch.zeros(size, size, dtype=dtype, device=shift.device)
+        return cls(0, shift.detach().clone(), zeros[0].clone(), zeros)
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (R, D). float32 rows are multiplied in float32 and summed in float64."""
+        centred = rows - self.shift.to(rows.dtype)
+        self.count += len(rows)
+        self.total += centred.sum(0, dtype=self.total.dtype)
+        for part in centred.split(16384):  # short products keep float32 rounding near one batch's worth
+            self.gram += part.T @ part
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of rows. Raises ValueError if the shifts differ."""
+        if not torch.equal(self.shift, other.shift):
+            raise ValueError("moments with different shifts do not add up")
+        return Moments(self.count + other.count, self.shift, self.total + other.total, self.gram + other.gram)
+
+    def mean(self) -> Tensor:
+        """(D,) mean of the rows."""
+        return self.shift.to(self.total.dtype) + self.total / max(self.count, 1)
+
+    def covariance(self) -> Tensor:
+        """(D, D) centred second moments, divided by the count."""
+        centre = self.total / max(self.count, 1)
+        return self.gram / max(self.count, 1) - torch.outer(centre, centre)
+
+    def second(self) -> Tensor:
+        """(D, D) E[x xᵀ], not centred."""
+        mean = self.mean()
+        return self.covariance() + torch.outer(mean, mean)

@@ -1,0 +1,106 @@
+"""One path per cluster of groups: the order in which units go, and the predicted loss that each adds.
+
+Groups whose units meet at a tap (branches of a concat) form a cluster: units of one can stand in for units of another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.algebra.elimination import TapState, eliminate, precision
+from compressor.observe import Statistics, TapStatistics, blocks_of
+from compressor.units.graph import Group, Tap, UnitGraph
+
+
+@dataclass(frozen=True)
+class Path:
+    """`order[i]` is the i-th unit (number in the graph) to go; `increments[i]` the loss in nats it adds."""
+
+    order: np.ndarray
+    increments: np.ndarray
+
+
+def clusters(graph: UnitGraph) -> list[list[Group]]:
+    """Live groups joined where they share a tap, in execution order."""
+    live = [group for group in graph.groups if group.frozen is None]
+    owner = {int(u): i for i, group in enumerate(live) for u in group.units}
+    parent = list(range(len(live)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for tap in graph.taps:
+        members = sorted({root(owner[int(u)]) for u in tap.units if int(u) in owner})
+        for other in members[1:]:
+            parent[root(other)] = root(members[0])
+    joined: dict[int, list[Group]] = {}
+    for i, group in enumerate(live):
+        joined.setdefault(root(i), []).append(group)
+    return list(joined.values())
+
+
+def consumer_matrix(module: nn.Module, tap: Tap, per_kernel: bool) -> Tensor:
+    """(O', D) weights of a consumer over its regressors; without kernel regressors the kernel taps are more outputs."""
+    weight: Tensor = module.weight.detach().double()  # type: ignore[assignment]
+    if tap.kind == "linear" or per_kernel:
+        return weight.flatten(1)
+    if tap.kind == "conv":
+        return weight.flatten(2).permute(2, 0, 1).flatten(0, 1)
+    return weight.flatten(2).permute(2, 1, 0).flatten(0, 1)
+
+
+def curved_product(matrix: Tensor, statistics: TapStatistics, diagonal: bool) -> Tensor:
+    """(D, D) M = ½ Wᵀ F W with F the curvature at the outputs per sample (summed over positions)."""
+    curvature = statistics.curvature / max(statistics.samples, 1)
+    if diagonal:
+        curvature = torch.diag(curvature.diagonal())
+    outputs = len(curvature)
+    total = matrix.new_zeros(matrix.shape[1], matrix.shape[1])
+    for part in matrix.split(outputs):
+        total += part.T @ curvature.to(part) @ part
+    return total / 2
+
+
+def tap_state(
+    module: nn.Module, tap: Tap, statistics: TapStatistics, local: dict[int, int], ridge: float, diagonal: bool
+) -> TapState:
+    """The starting point of elimination at one tap for the units numbered by `local`."""
+    exact = statistics.per_kernel or tap.intercept_exact
+    second = statistics.moments.covariance() if exact else statistics.moments.second()
+    inverse, _ = precision(second, ridge)
+    matrix = consumer_matrix(module, tap, statistics.per_kernel).to(second)
+    kernel = int(np.prod(module.weight.shape[2:], initial=1))  # type: ignore[union-attr]
+    blocks = {u: b for u, b in blocks_of(tap, statistics.per_kernel, kernel).items() if u in local}
+    longest = max(len(b) for b in blocks.values())
+    padded = torch.tensor([b + [-1] * (longest - len(b)) for b in blocks.values()], device=second.device)
+    units = torch.tensor([local[u] for u in blocks], device=second.device)
+    return TapState(inverse, curved_product(matrix, statistics, diagonal), padded, units)
+
+
+def find_path(
+    model: nn.Module,
+    graph: UnitGraph,
+    cluster: list[Group],
+    statistics: Statistics,
+    worth: np.ndarray | None = None,
+    ridge: float = 1e-3,
+    diagonal: bool = False,
+) -> Path:
+    """The path of one cluster. `worth` (all units) is what dropping each unit saves (for clusters of several groups)."""
+    numbers = np.concatenate([group.units for group in cluster])
+    local = {int(u): i for i, u in enumerate(numbers)}
+    group_of = torch.tensor([i for i, group in enumerate(cluster) for _ in group.units])
+    states = [
+        tap_state(model.get_submodule(tap.module), tap, statistics.taps[tap.module], local, ridge, diagonal)
+        for tap in graph.taps
+        if tap.module in statistics.taps and any(int(u) in local for u in tap.units)
+    ]
+    weights = None if worth is None else torch.from_numpy(worth[numbers])
+    order, increments = eliminate(states, group_of, weights)
+    return Path(numbers[order], np.array(increments))

@@ -1,0 +1,82 @@
+"""Where a consumer's output lands: the batch norm right behind it, and the sum it is added into, read off the program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from compressor.units.program import Program
+from compressor.units.propagate import operation_name
+
+PRODUCTS = ("convolution", "addmm", "mm")
+NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
+SHAPES = ("view", "_unsafe_view", "getitem")
+
+
+@dataclass(frozen=True)
+class Landing:
+    """One consumer in the program. `norm` is the module name of a batch norm that alone reads its output; `other` is
+    the already known operand if the (normed) output goes straight into a sum."""
+
+    module: str
+    node: Node
+    source: Node
+    norm: str | None
+    other: Node | None
+
+
+def _parameter_of(node: object, program: Program) -> str | None:
+    while isinstance(node, Node):
+        if node in program.state_nodes:
+            return program.state_nodes[node]
+        if node.op != "call_function" or operation_name(node) not in ("t", "transpose", "permute"):
+            return None
+        node = node.args[0]
+    return None
+
+
+def landings(program: Program) -> list[Landing]:
+    """All convolutions and linear layers with a parameter as weight, in execution order."""
+    place = {node: i for i, node in enumerate(program.nodes)}
+    found = []
+    for node in program.nodes:
+        if node.op != "call_function" or operation_name(node) not in PRODUCTS:
+            continue
+        name = operation_name(node)
+        weight = node.args[2] if name == "addmm" else node.args[1]
+        source = node.args[1] if name == "addmm" else node.args[0]
+        parameter = _parameter_of(weight, program)
+        if parameter is None or not isinstance(source, Node):
+            continue
+        norm, end = _norm_behind(node, program)
+        found.append(Landing(parameter.rpartition(".")[0], node, source, norm, _other_operand(end, place, node)))
+    return found
+
+
+def _norm_behind(node: Node, program: Program) -> tuple[str | None, Node]:
+    users = [u for u in node.users if u.op == "call_function"]
+    if len(users) != 1 or operation_name(users[0]) not in NORMS or users[0].args[0] is not node:
+        return None, node
+    mean = program.state_nodes.get(users[0].args[3])  # type: ignore[arg-type]
+    item = next((u for u in users[0].users if operation_name(u) == "getitem" and u.args[1] == 0), None)
+    if mean is None or item is None:
+        return None, node
+    return mean.rpartition(".")[0], item
+
+
+def _other_operand(end: Node, place: dict[Node, int], product: Node) -> Node | None:
+    """The other summand if `end` is only added to something that is known when `product` runs."""
+    while len(end.users) == 1:
+        user = next(iter(end.users))
+        if user.op != "call_function":
+            return None
+        if operation_name(user) in ("view", "_unsafe_view"):
+            end = user
+            continue
+        if operation_name(user) != "add" or len(user.args) != 2 or user.kwargs:
+            return None
+        left, right = user.args
+        other = right if left is end else left
+        return other if isinstance(other, Node) and place[other] < place[product] else None
+    return None
