@@ -70,8 +70,10 @@ def resized(original: nn.Module, widths: Widths) -> nn.Module:
         owner, leaf = _owner(module, name)
         like = next((p for p in owner.parameters(recurse=False)), None)
         fresh = torch.zeros(added.shape) if like is None else like.detach().new_zeros(added.shape)
-        place = owner._parameters if added.kind == "parameter" else owner._buffers
-        place[leaf] = nn.Parameter(fresh) if added.kind == "parameter" else fresh
+        if added.kind == "parameter":
+            owner._parameters[leaf] = nn.Parameter(fresh)
+        else:
+            owner._buffers[leaf] = fresh
     for name in widths.removed:
         owner, leaf = _owner(module, name)
         (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = None

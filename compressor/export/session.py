@@ -1,0 +1,101 @@
+"""An ONNX file in onnxruntime, called like a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from compressor.errors import SourceError, UsageError
+from compressor.export.inputs import Inputs, leaves
+
+TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+"""numpy types of onnxruntime's input types."""
+
+
+def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A CPU session with a fixed number of threads; SourceError if the file is not there or is no ONNX model.
+
+    Threads stop spinning after each call, so that sessions measured side by side do not disturb each other.
+    """
+    if threads < 1:
+        raise UsageError("threads", str(threads), "1 or more", "give the number of threads to use.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not Path(path).is_file():
+        raise SourceError(f"'{path}'", "no such file", "an ONNX model", "check the path.")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 (onnxruntime's errors have no common class but this)
+        raise SourceError(
+            f"'{path}'",
+            f"onnxruntime: {_short(error)}",
+            "an ONNX model that onnxruntime runs on the CPU",
+            "check the file with `onnx.checker`, or export it again.",
+        ) from None
+
+
+class OnnxModel:
+    """`OnnxModel(path, threads=1)(batch)`: torch inputs in, the judged output as a torch tensor out.
+
+    The judged output is the one named `logits`, else the first. Inputs are matched by name where they are a
+    dict, else by position, and converted to the file's types.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        self.path, self.threads = Path(path), threads
+        self._session = open_session(path, threads)
+        self.inputs: tuple[str, ...] = tuple(entry.name for entry in self._session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(entry.name for entry in self._session.get_outputs())
+        self._types = {entry.name: entry.type for entry in self._session.get_inputs()}
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """The judged output for a batch, on the device of its first tensor."""
+        name = "logits" if "logits" in self.outputs else self.outputs[0]
+        result = self._session.run([name], self.feed(inputs))[0]
+        return torch.from_numpy(np.array(result)).to(leaves(inputs)[0].device)
+
+    def feed(self, inputs: Inputs) -> dict[str, np.ndarray]:
+        """The batch as onnxruntime takes it; UsageError if it does not have the file's inputs."""
+        given = leaves(inputs)
+        names: Sequence[str] = list(inputs) if isinstance(inputs, Mapping) else self.inputs
+        if len(names) != len(given) or not set(self.inputs) <= set(names):
+            raise UsageError(
+                f"inputs of '{self.path}'",
+                ", ".join(inputs) if isinstance(inputs, Mapping) else f"{len(given)} tensor(s)",
+                ", ".join(self.inputs),
+                "give the inputs that the file names.",
+            )
+        return {
+            name: _numpy(leaf).astype(TYPES[self._types[name]], copy=False)
+            for name, leaf in zip(names, given, strict=True)
+            if name in self._types
+        }
+
+
+def _numpy(leaf: Tensor) -> np.ndarray:
+    leaf = leaf.detach().cpu()
+    return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()  # numpy has no bfloat16
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:297] + "..."
