@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +15,7 @@ from compressor.errors import ModelError, SourceError, UsageError
 from compressor.sources.accept import same_random_state
 from compressor.sources.checkpoint import apply_state, load_state
 from compressor.sources.factories import Argument, Factory, find_factory, meant, split_query
-
-NETWORK_SECONDS = 10.0
-"""A server that does not answer within this time counts as absent."""
+from compressor.sources.network import impatient
 
 _LATER = {"timm": "timm models", "hf": "Hugging Face models", "onnx": "ONNX files as input"}
 _WHEN_PRETRAINED: Mapping[str, dict[str, Argument]] = {
@@ -171,7 +167,7 @@ def _from_torchvision(spec: str, name: str, given: dict[str, Argument], pretrain
         choice = torchvision.models.get_model_weights(name)[str(weights)]
         arguments = {**_WHEN_PRETRAINED.get(name, {}), **arguments}
     kwargs: dict[str, Any] = dict(arguments) if choice else _plain_arguments(name, arguments, draw=True)
-    with _impatient():
+    with impatient():
         try:
             model = builder(weights=choice, progress=False, **kwargs) if choice else builder(**kwargs)
         except (OSError, RuntimeError) as error:
@@ -272,14 +268,3 @@ def _shape_of(thing: Any) -> tuple[int, ...] | None:
     ):
         return tuple(shape)
     return None
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Sockets opened inside give up after NETWORK_SECONDS instead of never."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

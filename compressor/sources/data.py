@@ -1,0 +1,80 @@
+"""DATA specs -> the parts of a run's data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import SourceError, UsageError
+from compressor.sources.factories import Argument, find_factory, meant, split_query
+from compressor.sources.named import NAMED, image_folder
+from compressor.sources.splits import Data, complete, split_whole
+
+
+def load_data(
+    spec: str,
+    *,
+    seed: int = 0,
+    base: Path | None = None,
+    transform: Callable[[Any], Any] | None = None,
+) -> Data:
+    """The data that a DATA spec names, with every part.
+
+    `digits`, `fashion-mnist`, `cifar10`, `imagefolder:DIR?size=128` (which alone uses `transform`), or a
+    factory `path/file.py:name?k=v` / `package.module:name`: it returns a Dataset of (input, label), a pair
+    (inputs, labels), or a mapping with any of train, calibrate, tune and judge to such. What is missing is
+    split off by content (`seed` chooses another cut). Relative paths start from `base`. Raises SourceError
+    for what cannot be found or read, DataError for what cannot be worked with, UsageError for a malformed spec.
+    """
+    head, arguments = split_query(spec)
+    scheme, colon, rest = head.partition(":")
+    if head in NAMED:
+        if arguments:
+            raise UsageError(f"data {spec!r}", f"arguments for {head}", f"`{head}` alone", "leave them out.")
+        return complete(NAMED[head](seed), spec, seed, drop_shared=True)
+    if scheme == "imagefolder" and colon:
+        found = image_folder(
+            (base or Path.cwd()) / Path(rest).expanduser(), transform, **_sizes(spec, arguments)
+        )
+    else:
+        factory = find_factory(head, base)
+        if factory is None:
+            raise _no_such_data(spec, head)
+        found = factory.call(arguments)
+    return complete(found, spec, seed) if isinstance(found, Mapping) else split_whole(found, spec, seed)
+
+
+def data_of(calibrate: Any, tune: Any = None, judge: Any = None, train: Any = None, *, seed: int = 0) -> Data:
+    """The same from objects: loaders, Datasets or pairs; what is None is split off what is given.
+
+    One dataset alone is cut into 35 % calibrate, 15 % tune and 50 % judge.
+    """
+    given = {"calibrate": calibrate, "tune": tune, "judge": judge, "train": train}
+    given = {name: data for name, data in given.items() if data is not None}
+    if list(given) == ["calibrate"]:
+        return split_whole(calibrate, "objects", seed)
+    return complete(given, "objects", seed)
+
+
+def _sizes(spec: str, arguments: Mapping[str, Argument]) -> dict[str, int]:
+    for key, value in arguments.items():
+        if key not in ("size", "limit"):
+            hint = meant(key, ["size", "limit"]) or "leave it out."
+            raise UsageError(f"data {spec!r}", f"argument {key!r}", "`size` or `limit`", hint)
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"data {spec!r}", f"{key}={value!r}", "a positive whole number", f"{key}=224")
+    return {key: value for key, value in arguments.items() if isinstance(value, int)}
+
+
+def _no_such_data(spec: str, head: str) -> SourceError:
+    hint = "for a folder of images: imagefolder:DIR." if Path(head).is_dir() else meant(head, list(NAMED))
+    return SourceError(
+        f"data {spec!r}",
+        "nothing of that name",
+        f"{', '.join(NAMED)}, imagefolder:DIR, path/file.py:factory or package.module:factory",
+        hint or "see `compressor compress --help`.",
+    )
+
+
+__all__ = ["Data", "data_of", "load_data"]
