@@ -28,10 +28,10 @@ TYPES: dict[str, Any] = {
 """numpy types of onnxruntime's input types."""
 
 
-def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A CPU session with a fixed number of threads; SourceError if the file is not there or is no ONNX model.
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """Options with a fixed number of threads that stop spinning after each call.
 
-    Threads stop spinning after each call, so that sessions measured side by side do not disturb each other.
+    Spinning threads of one session would disturb another that is measured beside it.
     """
     if threads < 1:
         raise UsageError("threads", str(threads), "1 or more", "give the number of threads to use.")
@@ -40,6 +40,12 @@ def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSes
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    """A CPU session; SourceError if the file is not there or is no ONNX model."""
+    options = session_options(threads)
     if not Path(path).is_file():
         raise SourceError(f"'{path}'", "no such file", "an ONNX model", "check the path.")
     try:
@@ -66,12 +72,19 @@ class OnnxModel:
         self.inputs: tuple[str, ...] = tuple(entry.name for entry in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(entry.name for entry in self._session.get_outputs())
         self._types = {entry.name: entry.type for entry in self._session.get_inputs()}
+        self.signature: tuple[tuple[str, str, tuple[int | str | None, ...]], ...] = tuple(
+            (entry.name, entry.type, tuple(entry.shape)) for entry in self._session.get_inputs()
+        )
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """The judged output for a batch, on the device of its first tensor."""
-        name = "logits" if "logits" in self.outputs else self.outputs[0]
-        result = self._session.run([name], self.feed(inputs))[0]
+        result = self.run(self.feed(inputs))
         return torch.from_numpy(np.array(result)).to(leaves(inputs)[0].device)
+
+    def run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
+        """The judged output for what `feed` made."""
+        name = "logits" if "logits" in self.outputs else self.outputs[0]
+        return np.asarray(self._session.run([name], feed)[0])
 
     def feed(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """The batch as onnxruntime takes it; UsageError if it does not have the file's inputs."""

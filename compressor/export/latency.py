@@ -1,0 +1,195 @@
+"""Latency of ONNX files side by side: interleaved rounds, paired ratios, an interval for each.
+
+Machines drift: the same file took 13.5 and then 21 ms in two runs a minute apart. So all sessions are built
+first, every round times every file in a random order, and only times of the same round are compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import SourceError, UsageError
+from compressor.export.block import Block, measured_block
+from compressor.export.inputs import Inputs
+from compressor.export.session import TYPES, OnnxModel
+
+__all__ = ["Block", "FileLatency", "LatencyComparison", "compare_latency", "measured_block"]
+
+CONFIDENCE = 0.95
+
+_RESAMPLES = 2000
+_LEAST_ROUNDS, _MOST_ROUNDS = 10, 500
+_LEAST_TIMING = 5e-4
+
+
+@dataclass(frozen=True, slots=True)
+class FileLatency:
+    """One file's times of a call in milliseconds, and its ratio to the first file's.
+
+    `ratio` is the median over rounds of this file's time by the first's in the same round, `interval` its
+    95 % bootstrap interval over rounds; `p10_ratio` compares the tenth percentiles, where noise is least.
+    """
+
+    path: Path
+    median_ms: float
+    p10_ms: float
+    min_ms: float
+    ratio: float
+    interval: tuple[float, float]
+    p10_ratio: float
+
+    @property
+    def faster(self) -> bool:
+        """True if the whole interval is below the first file's time: only then is it called a gain."""
+        return self.interval[1] < 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyComparison:
+    """All files, in the order given; the first is the base. `calls` are the calls behind one timing."""
+
+    files: tuple[FileLatency, ...]
+    threads: int
+    batch: int
+    rounds: int
+    calls: int
+    seconds: float
+    seed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form, with names of files only."""
+        plain = asdict(self)
+        for entry in plain["files"]:
+            entry["path"] = entry["path"].name
+            entry["interval"] = list(entry["interval"])
+        return {**plain, "files": list(plain["files"]), "confidence": CONFIDENCE}
+
+
+def compare_latency(
+    paths: Sequence[str | Path],
+    inputs: Inputs | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    seconds: float = 10.0,
+    rounds: int | None = None,
+    warmup: int = 3,
+    seed: int = 0,
+) -> LatencyComparison:
+    """Time two or more ONNX files in onnxruntime on the CPU with `threads` threads each, in turn.
+
+    Without `inputs`, random ones of the files' own shape are made, `batch` at a time. `rounds` fixes their
+    number, else as many are made as `seconds` allow (10 to 500). Raises UsageError if the files take different
+    inputs or fewer than two are given, SourceError for a file that does not run.
+    """
+    if len(paths) < 2 or batch < 1 or (rounds is not None and rounds < 2):
+        raise UsageError(
+            "comparing latency",
+            f"{len(paths)} file(s), batch {batch}, rounds {rounds}",
+            "two files or more, a batch of 1 or more, two rounds or more",
+            "name the original's file first, then the others.",
+        )
+    models = [OnnxModel(path, threads) for path in paths]
+    feeds = _feeds(models, inputs, batch, seed)
+    for _ in range(max(1, warmup)):
+        single = [_timed(model, feed, 1) for model, feed in zip(models, feeds, strict=True)]
+    calls = int(np.clip(np.ceil(_LEAST_TIMING / min(single)), 1, 100))
+    if rounds is None:
+        rounds = int(np.clip(seconds / (calls * sum(single)), _LEAST_ROUNDS, _MOST_ROUNDS))
+    order = np.random.default_rng(seed)
+    times = np.zeros((len(models), rounds))
+    start = time.perf_counter()
+    for turn in range(rounds):
+        for place in order.permutation(len(models)):
+            times[place, turn] = _timed(models[place], feeds[place], calls)
+    return LatencyComparison(
+        files=tuple(summarize([model.path for model in models], times, seed)),
+        threads=threads,
+        batch=next(iter(feeds[0].values())).shape[0],
+        rounds=rounds,
+        calls=calls,
+        seconds=time.perf_counter() - start,
+        seed=seed,
+    )
+
+
+def summarize(paths: Sequence[Path], times: np.ndarray, seed: int = 0) -> list[FileLatency]:
+    """Figures of each file from the seconds of all rounds, (files, rounds); the first file is the base."""
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(0, times.shape[1], (_RESAMPLES, times.shape[1]))
+    tail = (1 - CONFIDENCE) / 2
+    found = []
+    for path, row in zip(paths, times, strict=True):
+        ratios = row / times[0]
+        low, high = np.quantile(np.median(ratios[draws], axis=1), [tail, 1 - tail])
+        p10 = float(np.quantile(row, 0.1))
+        found.append(
+            FileLatency(
+                path=path,
+                median_ms=1e3 * float(np.median(row)),
+                p10_ms=1e3 * p10,
+                min_ms=1e3 * float(row.min()),
+                ratio=float(np.median(ratios)),
+                interval=(float(low), float(high)),
+                p10_ratio=p10 / float(np.quantile(times[0], 0.1)),
+            )
+        )
+    return found
+
+
+def _timed(model: OnnxModel, feed: dict[str, np.ndarray], calls: int) -> float:
+    """Seconds of one call, as the mean of `calls`."""
+    try:
+        start = time.perf_counter()
+        for _ in range(calls):
+            model.run(feed)
+        return (time.perf_counter() - start) / calls
+    except Exception as error:  # noqa: BLE001 (onnxruntime's errors have no common class but this)
+        raise SourceError(
+            f"'{model.path}'",
+            " ".join(str(error).split())[:300],
+            "a file that runs on these inputs",
+            "check the batch size and the inputs.",
+        ) from None
+
+
+def _feeds(
+    models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """The same inputs for every file, under its own names for them."""
+    if inputs is not None:
+        return [model.feed(inputs) for model in models]
+    first = models[0].signature
+    for model in models[1:]:
+        if [entry[1:] for entry in model.signature] != [entry[1:] for entry in first]:
+            raise UsageError(
+                f"comparing '{models[0].path}' with '{model.path}'",
+                f"inputs {_said(model)}",
+                f"the first file's {_said(models[0])}",
+                "compare files of networks that take the same inputs.",
+            )
+    generator = np.random.default_rng(seed)
+    values = []
+    for name, kind, shape in first:
+        sizes = [size for size in shape if isinstance(size, int)]
+        if kind not in TYPES or not all(isinstance(size, int) for size in shape[1:]):
+            raise UsageError(
+                f"'{models[0].path}'",
+                f"input '{name}' of {kind} {list(shape)}",
+                "a shape that is fixed but for the batch",
+                "give the inputs to time on.",
+            )
+        size = tuple(sizes) if len(sizes) == len(shape) else (batch, *sizes)
+        floats = np.issubdtype(TYPES[kind], np.floating)
+        value = generator.standard_normal(size) if floats else generator.integers(0, 2, size)
+        values.append(value.astype(TYPES[kind]))
+    return [dict(zip(model.inputs, values, strict=True)) for model in models]
+
+
+def _said(model: OnnxModel) -> str:
+    return ", ".join(f"{kind} {list(shape)}" for _, kind, shape in model.signature)
