@@ -1,1 +1,1 @@
-
+"""Verify: outputs of two networks on the same samples -> fidelity and a statistical verdict."""

@@ -1,0 +1,292 @@
+"""Outputs of a network (or any callable) over samples, checked, and how right each of them is.
+
+Letters: n samples, C classes, P positions (of a segmentation map; absent for plain classification).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from compressor.errors import CompressorError, DataError, ModelError
+from compressor.sources.trees import first_not_finite, map_leaves
+from compressor.units.program import call_arguments
+
+NO_SIGNAL_ROUNDINGS = 8.0
+"""Outputs that vary over the samples by fewer roundings than this (of their dtype) carry no signal."""
+
+
+class SamplesLike(Protocol):
+    """What is needed of data: see `compressor.sources.samples.Samples`."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, ids: Tensor, /) -> tuple[Any, Tensor | None]:
+        """Inputs and labels of these samples."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a network answered: `logits` (n, ...) on the CPU, in float32 or float64, and the samples' labels.
+
+    `judged` says in words which part of the network's answer it is; `dtype` is that part's own dtype;
+    `batch_size` the largest one that fitted into memory.
+    """
+
+    logits: Tensor
+    labels: Tensor | None
+    judged: str
+    dtype: torch.dtype
+    batch_size: int = 0
+
+
+def outputs_of(
+    network: nn.Module | Callable[[Any], Any],
+    samples: SamplesLike,
+    *,
+    name: str = "original",
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    check: bool = True,
+) -> Outputs:
+    """Run a module (eval mode, no gradients) or a callable `inputs -> output` over all samples, in order.
+
+    Tuples of inputs are handed to a module by position, dicts by keyword; a callable gets the whole tree.
+    Floating inputs take the module's dtype. The module runs where it is, or as a copy on `device`; its modes
+    and the random state come back as they were. A batch that does not fit into memory is halved, down to one.
+
+    With `check` (for the original) ModelError for outputs that are not finite or the same for all samples.
+    Always: DataError for no samples and for NaN in the inputs, ModelError where the network does not run.
+    """
+    if not len(samples):
+        raise DataError(
+            f"data for the {name} network", "no samples", "at least one", "check the path and split"
+        )
+    call, device, dtype = _callable(network, device)
+    parts: list[Tensor] = []
+    labels: list[Tensor] = []
+    judged, start, size = "", 0, max(1, batch_size)
+    with _undisturbed(network, device):
+        while start < len(samples):
+            ids = torch.arange(start, min(start + size, len(samples)))
+            inputs, truth = samples.batch(ids)
+            _refuse_nan(inputs, start)
+            try:
+                answer = call(map_leaves(lambda leaf: _moved(leaf, device, dtype), inputs))
+                part, judged = judged_part(answer)
+                part = part.detach().cpu()
+            except Exception as error:  # whatever the user's forward raises is reported as such
+                if out_of_memory(error) and len(ids) > 1:
+                    size = len(ids) // 2
+                    continue
+                if isinstance(error, CompressorError):
+                    raise
+                raise _does_not_run(name, error, len(ids), inputs) from error
+            _check_shape(part, len(ids), name)
+            parts.append(part)
+            labels += [] if truth is None else [torch.as_tensor(truth).detach().cpu()]
+            start += len(ids)
+    own = parts[0].dtype
+    wide = torch.cat(parts).to(torch.float64 if own == torch.float64 else torch.float32)
+    found = Outputs(wide, torch.cat(labels) if labels else None, judged, own, size)
+    if check:
+        check_signal(found, name)
+    return found
+
+
+def judged_part(answer: Any) -> tuple[Tensor, str]:
+    """The tensor that is judged, and in words which: `logits` of a dict or record, else the first tensor."""
+    if isinstance(answer, Tensor):
+        return answer, "the output"
+    named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
+    if isinstance(named, Tensor):
+        return named, f"'logits' of the output ({type(answer).__name__})"
+    items: list[tuple[str, Any]]
+    if isinstance(answer, Mapping):
+        items = [(f"'{key}'", value) for key, value in answer.items()]
+    elif is_dataclass(answer) and not isinstance(answer, type):
+        items = [(f"'{field.name}'", getattr(answer, field.name)) for field in fields(answer)]
+    else:
+        items = [(f"tensor {place}", leaf) for place, leaf in enumerate(pytree.tree_leaves(answer))]
+    for place, value in items:
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                return leaf, f"{place} of the output ({type(answer).__name__}), its first floating tensor"
+    raise ModelError(
+        "output of the network",
+        f"a {type(answer).__name__} without a floating tensor",
+        "a tensor of scores, or a tuple, dict or record with one",
+        "return the scores; name them 'logits' where there are several tensors",
+    )
+
+
+def check_signal(found: Outputs, name: str = "original") -> None:
+    """ModelError for outputs that are not finite, or (two samples and more) the same for all samples."""
+    bad = ~torch.isfinite(found.logits).flatten(1).all(1)
+    if bool(bad.any()):
+        raise ModelError(
+            f"output of the {name} network, sample {int(bad.nonzero()[0])}",
+            f"NaN or infinity (in {int(bad.sum())} of {len(bad)} samples)",
+            "finite numbers",
+            "check the checkpoint and the preprocessing of the data",
+        )
+    spread = (found.logits.amax(0) - found.logits.amin(0)).max()
+    rounding = torch.finfo(found.dtype).eps * float(found.logits.abs().max())
+    if len(found.logits) > 1 and float(spread) <= NO_SIGNAL_ROUNDINGS * rounding:
+        raise ModelError(
+            f"output of the {name} network",
+            f"the same output for all {len(found.logits)} samples",
+            "an output that depends on the input",
+            "check that the trained weights were loaded (--checkpoint) and that the data is not blank",
+        )
+
+
+def class_scores(logits: Tensor) -> Tensor:
+    """Scores (n, C) or (n, C, P) from logits (n, C, ...); a single score z becomes the two classes (0, z)."""
+    scores = logits.flatten(2).squeeze(-1) if logits.ndim > 2 else logits
+    if scores.ndim == 1 or scores.shape[1] == 1:
+        scores = scores.reshape(len(scores), 1, *scores.shape[2:])
+        scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+    return scores
+
+
+def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels (n,) or (n, P) as int64 that fit the scores; DataError names the first bad sample and value."""
+    scores = class_scores(logits)
+    classes, expected = scores.shape[1], (scores.shape[0], *scores.shape[2:])
+    flat = labels.flatten(1) if labels.ndim > 1 else labels
+    flat = flat.squeeze(1) if flat.ndim == 2 and flat.shape[1] == 1 else flat
+    if tuple(flat.shape) != expected:
+        raise DataError(
+            "labels of the judged data",
+            f"shape {tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}",
+            f"one class number per {'sample' if len(expected) == 1 else 'sample and position'}",
+            "give class numbers (not one-hot vectors), or a model that answers one score per class",
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            "labels of the judged data, sample 0",
+            f"{labels.reshape(-1)[0].item()} ({labels.dtype})",
+            "integer class numbers",
+            "convert the labels, or judge agreement with the original instead of accuracy",
+        )
+    flat = flat.to(torch.int64)
+    bad = (flat < 0) | (flat >= classes)
+    if bool(bad.any()):
+        sample = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+        raise DataError(
+            f"labels of the judged data, sample {sample}",
+            f"label {int(flat[sample][bad[sample]].reshape(-1)[0])}",
+            f"0 to {classes - 1} (the network has {classes} outputs)",
+            "check that data and model belong together, and that labels count from 0",
+        )
+    return flat
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """(n,) float64 scores in [0, 1]: 1 where the label's score is largest; the share of positions for maps.
+
+    A sample whose scores are not finite counts as wrong.
+    """
+    scores = class_scores(logits)
+    right = (scores.argmax(1) == labels) & torch.isfinite(scores).all(1)
+    return right.to(torch.float64).flatten(1).mean(1) if right.ndim > 1 else right.to(torch.float64)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, numpy or onnxruntime means that memory did not suffice."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    signs = (
+        "out of memory",
+        "can't allocate memory",
+        "failed to allocate memory",
+        "bad_alloc",
+        "alloc_failed",
+    )
+    return any(sign in text for sign in signs)
+
+
+def _callable(
+    network: Any, device: str | torch.device | None
+) -> tuple[Callable[[Any], Any], torch.device, torch.dtype | None]:
+    """How to call it, where its inputs go, and the dtype of floating inputs (None: as they are)."""
+    if not isinstance(network, nn.Module):
+        return network, torch.device(device or "cpu"), None
+    state = [*network.parameters(), *network.buffers()]
+    place = torch.device(device) if device is not None else state[0].device if state else torch.device("cpu")
+    if any(tensor.device != place for tensor in state) and device is not None:
+        network = copy.deepcopy(network).to(place).eval()
+    dtype = next((tensor.dtype for tensor in state if tensor.is_floating_point()), None)
+
+    def call(inputs: Any) -> Any:
+        args, keywords = call_arguments(inputs)
+        return network(*args, **keywords)
+
+    return call, place, dtype
+
+
+@contextmanager
+def _undisturbed(network: Any, device: torch.device) -> Iterator[None]:
+    """Eval mode, no gradients, a fixed random state; afterwards modes and random state are as before."""
+    modes = (
+        [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
+    )
+    devices = [device] if device.type == "cuda" else []
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would touch the other GPUs too
+            if devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(0)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _moved(leaf: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    return leaf.to(device, dtype if leaf.is_floating_point() and dtype is not None else leaf.dtype)
+
+
+def _refuse_nan(inputs: Any, start: int) -> None:
+    bad = first_not_finite(inputs)
+    if bad is not None:
+        raise DataError(
+            f"judged data, sample {start + bad}",
+            "NaN or infinite values in the input",
+            "finite numbers",
+            "repair or remove this sample",
+        )
+
+
+def _check_shape(part: Tensor, count: int, name: str) -> None:
+    if part.ndim == 0 or len(part) != count or not part.numel() or not part.is_floating_point():
+        raise ModelError(
+            f"output of the {name} network",
+            f"{part.dtype} of shape {tuple(part.shape)} for {count} samples",
+            f"floating scores in {count} rows, one per sample",
+            "return scores (not class numbers) with the samples first",
+        )
+
+
+def _does_not_run(name: str, error: Exception, count: int, inputs: Any) -> ModelError:
+    shapes = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    memory = " (not even a single sample fits into memory)" if out_of_memory(error) else ""
+    return ModelError(
+        f"forward pass of the {name} network on {count} samples of shape {', '.join(map(str, shapes))}",
+        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{memory}",
+        "a network that runs on this data",
+        "check that the data has the network's channels and size",
+    )
