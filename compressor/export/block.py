@@ -93,8 +93,8 @@ def measured_block(threads: int = 1, seed: int = 0, seconds: float = 3.0) -> Blo
 def block_from(times: dict[int, float]) -> tuple[int, dict[int, float]]:
     """The step that times by width speak of, and each step's gain.
 
-    Going from 16 to 8, 4, 1, a finer step is believed as long as its widths bring at least a third of the time
-    that their saved multiply-accumulates promise (a real step was seen to bring 0.6).
+    Going from 16 to 8, 4, 1, a finer step is believed as long as its widths bring at least a third of the
+    time that their saved multiply-accumulates promise (a real step was seen to bring 0.6).
     """
     gains = {
         step: float(

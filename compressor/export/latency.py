@@ -33,7 +33,7 @@ class FileLatency:
     """One file's times of a call in milliseconds, and its ratio to the first file's.
 
     `ratio` is the median over rounds of this file's time by the first's in the same round, `interval` its
-    95 % bootstrap interval over rounds; `p10_ratio` compares the tenth percentiles, where noise is least.
+    95 % bootstrap interval over blocks of rounds; `p10_ratio` compares tenth percentiles, the quiet rounds.
     """
 
     path: Path
@@ -84,8 +84,8 @@ def compare_latency(
     """Time two or more ONNX files in onnxruntime on the CPU with `threads` threads each, in turn.
 
     Without `inputs`, random ones of the files' own shape are made, `batch` at a time. `rounds` fixes their
-    number, else as many are made as `seconds` allow (10 to 500). Raises UsageError if the files take different
-    inputs or fewer than two are given, SourceError for a file that does not run.
+    number, else as many are made as `seconds` allow (10 to 500). Raises UsageError if the files take
+    different inputs or fewer than two are given, SourceError for a file that does not run.
     """
     if len(paths) < 2 or batch < 1 or (rounds is not None and rounds < 2):
         raise UsageError(
@@ -96,6 +96,7 @@ def compare_latency(
         )
     models = [OnnxModel(path, threads) for path in paths]
     feeds = _feeds(models, inputs, batch, seed)
+    single = [0.0]
     for _ in range(max(1, warmup)):
         single = [_timed(model, feed, 1) for model, feed in zip(models, feeds, strict=True)]
     calls = int(np.clip(np.ceil(_LEAST_TIMING / min(single)), 1, 100))
@@ -120,8 +121,7 @@ def compare_latency(
 
 def summarize(paths: Sequence[Path], times: np.ndarray, seed: int = 0) -> list[FileLatency]:
     """Figures of each file from the seconds of all rounds, (files, rounds); the first file is the base."""
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(0, times.shape[1], (_RESAMPLES, times.shape[1]))
+    draws = _resamples(times.shape[1], seed)
     tail = (1 - CONFIDENCE) / 2
     found = []
     for path, row in zip(paths, times, strict=True):
@@ -140,6 +140,16 @@ def summarize(paths: Sequence[Path], times: np.ndarray, seed: int = 0) -> list[F
             )
         )
     return found
+
+
+def _resamples(rounds: int, seed: int) -> np.ndarray:
+    """Rounds drawn again, (resamples, about rounds), in blocks: bursts of other work span several rounds.
+
+    Circular block bootstrap, Politis & Romano 1992, with blocks of length rounds^(1/3).
+    """
+    length = max(1, round(rounds ** (1 / 3)))
+    starts = np.random.default_rng(seed).integers(0, rounds, (_RESAMPLES, -(-rounds // length), 1))
+    return ((starts + np.arange(length)) % rounds).reshape(_RESAMPLES, -1)
 
 
 def _timed(model: OnnxModel, feed: dict[str, np.ndarray], calls: int) -> float:

@@ -62,15 +62,25 @@ def test_no_gain_is_claimed_where_there_is_none():
     assert sum(claims) <= 6
 
 
+def test_bursts_of_other_work_widen_the_interval():
+    """Rounds that come in disturbed runs say less than as many independent ones."""
+    rng = np.random.default_rng(0)
+    mixed = np.stack([np.ones(400), np.exp(rng.normal(0, 0.3, 400))])
+    bursts = np.stack([np.ones(400), np.exp(np.repeat(rng.normal(0, 0.3, 40), 10))])
+    spans = [np.ptp(summarize([Path("a"), Path("b")], times)[1].interval) for times in (mixed, bursts)]
+    assert spans[1] > 1.5 * spans[0]
+
+
 def test_real_files_are_told_apart(files):
-    found = compare_latency([files[96], files[32], files[96]], rounds=15, threads=1)
+    found = compare_latency([files[96], files[32], files[96]], seconds=1.0, threads=1)
     base, small, same = found.files
     assert small.faster
-    assert small.ratio < 0.5
-    assert same.ratio == pytest.approx(1.0, abs=0.4)
+    assert small.ratio < 0.6
+    assert same.p10_ratio == pytest.approx(1.0, abs=0.4)  # the machine that runs this may be busy
     assert base.min_ms <= base.p10_ms <= base.median_ms
-    assert (found.threads, found.batch, found.rounds) == (1, 1, 15)
-    assert found.files[1].path == files[32]
+    assert (found.threads, found.batch) == (1, 1)
+    assert 10 <= found.rounds <= 500
+    assert small.path == files[32]
     assert "w32.onnx" in to_json(found.as_dict())
 
 
