@@ -24,8 +24,8 @@ def load_data(
     `digits`, `fashion-mnist`, `cifar10`, `imagefolder:DIR?size=128` (which alone uses `transform`), or a
     factory `path/file.py:name?k=v` / `package.module:name`: it returns a Dataset of (input, label), a pair
     (inputs, labels), or a mapping with any of train, calibrate, tune and judge to such. What is missing is
-    split off by content (`seed` chooses another cut). Relative paths start from `base`. Raises SourceError
-    for what cannot be found or read, DataError for what cannot be worked with, UsageError for a malformed spec.
+    split off by content (`seed` chooses another cut). Relative paths start at `base`. Raises SourceError for
+    what cannot be found, DataError for what cannot be worked with, UsageError for a malformed spec.
     """
     head, arguments = split_query(spec)
     scheme, colon, rest = head.partition(":")

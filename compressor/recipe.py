@@ -1,0 +1,215 @@
+"""Recipes: YAML files that say everything about one run, and are checked before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.errors import UsageError
+from compressor.sources.factories import meant
+from compressor.training.loop import TrainOptions
+
+SIZE_LIMIT = 1_000_000
+"""Bytes of a recipe at most."""
+
+_FOLDERS = (Path(__file__).parent / "_recipes", Path(__file__).parent.parent / "recipes")
+"""Where shipped recipes lie: in the wheel, and in the source tree."""
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainSection(Section):
+    """How to train the network before it is compressed; used where no checkpoint is given."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch: int = Field(default=128, ge=1)
+    lr: float = Field(default=0.1, gt=0, description="peak of the one-cycle schedule")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    weight_decay: float = Field(default=5e-4, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    flip: bool = Field(default=False, description="mirror half of the images")
+    shift: int = Field(default=0, ge=0, description="move images by up to this many pixels")
+    bf16: bool = Field(default=False, description="bfloat16 autocast")
+    seed: int = Field(default=0, ge=0)
+
+    def options(self) -> TrainOptions:
+        """The same for the training loop."""
+        return TrainOptions(**self.model_dump())
+
+
+class CompressSection(Section):
+    """The options of `compressor compress`, by the names of its flags."""
+
+    max_drop: float = Field(
+        default=0.5, ge=0, le=100, description="allowed loss of accuracy in percentage points"
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    keep: str | None = Field(
+        default=None, pattern=r"^(params|macs|latency)=0?\.\d+$", description="params=0.35"
+    )
+    exact: bool = False
+    align: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    recover: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(ep|min)$", description="8ep or 5min")
+    device: str = "auto"
+    seed: int = Field(default=0, ge=0)
+
+
+class Recipe(Section):
+    """One run: a network, its data, optionally its training, and how to compress it."""
+
+    description: str = ""
+    model: str = Field(description="MODEL, as on the command line; paths are relative to the recipe")
+    model_args: dict[str, int | float | bool | str | None] = Field(
+        default={}, description="the factory's arguments"
+    )
+    checkpoint: str | None = Field(default=None, description="weights; without them the network is trained")
+    input: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        default=None, description="a sample's shape"
+    )
+    data: str = Field(description="DATA, as on the command line")
+    data_args: dict[str, int | float | bool | str | None] = Field(
+        default={}, description="the factory's arguments"
+    )
+    train: TrainSection | None = None
+    compress: CompressSection = CompressSection()
+    out: str | None = Field(default=None, description="output folder, relative to the working directory")
+
+    @property
+    def model_spec(self) -> str:
+        """`model` with `model_args` in the form of the command line."""
+        return _with_query(self.model, self.model_args)
+
+    @property
+    def data_spec(self) -> str:
+        """`data` with `data_args` in the form of the command line."""
+        return _with_query(self.data, self.data_args)
+
+
+def load_recipe(name_or_path: str | Path) -> tuple[Recipe, Path]:
+    """The recipe in a file, or the shipped one of that name, and the folder its paths are relative to.
+
+    Raises UsageError that names the key for anything that is not as the schema says.
+    """
+    path = _find(str(name_or_path))
+    size = path.stat().st_size
+    if size > SIZE_LIMIT:
+        raise UsageError(f"recipe {path}", f"{size} bytes", f"at most {SIZE_LIMIT}", "give a recipe.")
+    return parse_recipe(path.read_bytes(), str(path)), path.parent
+
+
+def parse_recipe(text: str | bytes, where: str) -> Recipe:
+    """The recipe in a YAML text; `where` names it in messages. UsageError for anything wrong."""
+    try:
+        content = yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise UsageError(f"recipe {where}", words, "YAML", "repair the line named.") from error
+    if not isinstance(content, Mapping):
+        raise UsageError(
+            f"recipe {where}", f"a {type(content).__name__}", "keys and values", "begin with `model: ...`."
+        )
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _refused(error, where) from error
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by the name under which they can be run."""
+    found: dict[str, Path] = {}
+    for folder in _FOLDERS:
+        for path in sorted(folder.rglob("*.yaml")) if folder.is_dir() else []:
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return found
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors."""
+    return Recipe.model_json_schema()
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases (a few of them can unfold to gigabytes) and without repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias (*name) in line {self.peek_event().start_mark.line + 1}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key.value!r} more than once (line {line})")
+        return super().construct_mapping(node, deep)
+
+
+def _find(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    raise UsageError(
+        f"recipe {name!r}",
+        "a folder" if path.is_dir() else "no such file or name",
+        f"a YAML file, or one of {', '.join(shipped)}",
+        meant(name, list(shipped)) or "check the path.",
+    )
+
+
+def _refused(error: ValidationError, where: str) -> UsageError:
+    """The first problem, in our words."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(step) for step in problem["loc"])
+    more = f" (and {error.error_count() - 1} more problems)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(problem["loc"][:-1])
+        hint = meant(str(problem["loc"][-1]), known) or "leave it out."
+        return UsageError(
+            f"recipe {where}: {place}", f"an unknown key{more}", f"one of {', '.join(known)}", hint
+        )
+    if problem["type"] == "missing":
+        return UsageError(f"recipe {where}: {place}", f"nothing{more}", "a value", f"add `{place}: ...`.")
+    got = f"{problem['input']!r}"[:80]
+    return UsageError(
+        f"recipe {where}: {place}",
+        f"{got}{more}",
+        _expected(problem["msg"]),
+        "see the schema: `compressor schema`.",
+    )
+
+
+def _expected(words: str) -> str:
+    return words.removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+def _keys_at(steps: tuple[int | str, ...]) -> list[str]:
+    sections: dict[tuple[int | str, ...], type[BaseModel]] = {
+        (): Recipe,
+        ("train",): TrainSection,
+        ("compress",): CompressSection,
+    }
+    return list(sections[steps].model_fields) if steps in sections else []
+
+
+def _with_query(spec: str, arguments: Mapping[str, Any]) -> str:
+    pairs = "&".join(f"{key}={value}" for key, value in arguments.items())
+    return f"{spec}{'&' if '?' in spec else '?'}{pairs}" if pairs else spec
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The whole recipe with every default filled in, for the record."""
+    return recipe.model_dump(mode="json")

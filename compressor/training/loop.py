@@ -1,0 +1,266 @@
+"""One training loop: for recipes, for recovery (with a loss that distils) and for capacity ladders."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.errors import DataError, ModelError
+from compressor.observe import first_output
+from compressor.sources.samples import Batch, Samples, batches
+from compressor.sources.trees import map_leaves
+from compressor.training.augment import augmented
+
+Loss = Callable[[Any, Batch], Tensor]
+"""(the network's output, the batch as the network saw it) -> mean loss per sample, a scalar."""
+
+_WARM_SHARE, _START, _END = 0.3, 1 / 25, 1e-4
+"""One-cycle: from lr / 25 up to lr over 30 % of the steps, then down to lr / 250,000 (Smith & Topin 2017)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """How to train. `lr` is the peak of the cycle; `seconds` ends it early, with the cycle fitted to that."""
+
+    epochs: int = 10
+    batch: int = 128
+    lr: float = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum 0.9, or AdamW."""
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    shift: int = 0
+    """Move images by up to this many pixels in both directions, filling with the image's own edge."""
+    bf16: bool = False
+    """Run the network under bfloat16 autocast where the device computes in it (emulating it is slower than
+    float32); weights and the optimizer stay float32."""
+    seconds: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What training did: mean loss of every epoch, accuracy in percentage points where labels allow."""
+
+    losses: tuple[float, ...]
+    train_accuracy: float | None
+    """Over the last epoch, as it went (with augmentation and moving weights)."""
+    accuracy: float | None
+    """On the samples given as `check`, after the last step."""
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step done: `done` of 0..1, the mean loss of the epoch so far."""
+
+    epoch: int
+    step: int
+    done: float
+    loss: float
+
+
+def train(
+    model: nn.Module,
+    samples: Samples,
+    options: TrainOptions = TrainOptions(),
+    *,
+    loss: Loss | None = None,
+    check: Samples | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[nn.Module, TrainingReport]:
+    """A trained copy of `model` in eval mode, on the CPU, and what happened; the model given stays as it was.
+
+    The default loss is cross-entropy with the labels. The same seed, data and machine give the same weights
+    (with `seconds`: only nearly); the caller's random numbers are left alone. Raises DataError where the loss
+    needs labels and there are none, ModelError where the loss is no longer finite.
+    """
+    if loss is None and samples.labels is None:
+        raise DataError(
+            samples.name, "no labels", "labels to train with", "give a dataset of (input, label)."
+        )
+    device = torch.device(device)
+    learner = copy.deepcopy(model).to(device).train()
+    channels_last = _prefers_channels_last(learner)
+    if channels_last:
+        learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    with _own_random_state(options.seed, device):
+        run = _Run(
+            learner, samples, options, loss or _cross_entropy(options.label_smoothing), device, channels_last
+        )
+        report = run.finish(progress, check)
+    if channels_last:
+        learner = learner.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    return learner.cpu().eval(), report
+
+
+def accuracy(
+    model: nn.Module, samples: Samples, device: str | torch.device = "cpu", batch: int = 256
+) -> float:
+    """Percentage of samples whose label is the largest output, in eval mode; the model's mode is restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    right = 0
+    try:
+        with torch.no_grad():
+            for part in batches(samples, batch, device):
+                if part.labels is None:
+                    raise DataError(samples.name, "no labels", "labels", "give a dataset of (input, label).")
+                right += int((first_output(forward(model, part.inputs)).argmax(1) == part.labels).sum())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return 100 * right / len(samples)
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """The model on inputs: one tensor, a tuple (arguments) or a dict (keyword arguments)."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+class _Run:
+    """The state of one training."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        options: TrainOptions,
+        loss: Loss,
+        device: torch.device,
+        channels_last: bool,
+    ) -> None:
+        self.model, self.samples, self.options, self.loss = model, samples, options, loss
+        self.device, self.channels_last = device, channels_last
+        self.optimizer = _optimizer(model, options)
+        self.bf16 = options.bf16 and _computes_bf16(device)
+        self.draws = torch.Generator().manual_seed(options.seed)
+        self.started = time.perf_counter()
+        self.per_epoch = max(1, len(samples) // options.batch)
+        self.steps = 0
+
+    def finish(self, progress: Callable[[Progress], None] | None, check: Samples | None) -> TrainingReport:
+        losses: list[float] = []
+        right: float | None = None
+        for epoch in range(self.options.epochs):
+            if self._done() >= 1:
+                break
+            mean, right = self._epoch(epoch, progress)
+            losses.append(mean)
+        measured = None if check is None else accuracy(self.model, check, self.device)
+        return TrainingReport(tuple(losses), right, measured, self.steps, time.perf_counter() - self.started)
+
+    def _epoch(self, epoch: int, progress: Callable[[Progress], None] | None) -> tuple[float, float | None]:
+        total, right, seen = 0.0, 0, 0
+        labelled = True
+        order = torch.randperm(len(self.samples), generator=self.draws)
+        for step in range(self.per_epoch):
+            done = self._done()
+            if done >= 1:
+                break
+            batch = self._batch(order[step * self.options.batch : (step + 1) * self.options.batch])
+            value, output = self._step(batch, _one_cycle(done) * self.options.lr)
+            total, seen = total + value * len(batch.ids), seen + len(batch.ids)
+            labelled = batch.labels is not None and not batch.labels.is_floating_point()
+            if labelled:
+                right += int((first_output(output).argmax(1) == batch.labels).sum())
+            if progress is not None:
+                progress(Progress(epoch, self.steps, min(1.0, self._done()), total / seen))
+        return total / max(seen, 1), 100 * right / max(seen, 1) if labelled else None
+
+    def _step(self, batch: Batch, rate: float) -> tuple[float, Any]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            output = forward(self.model, batch.inputs)
+        value = self.loss(output, batch)
+        if not math.isfinite(value.item()):
+            raise ModelError(
+                f"training, step {self.steps + 1}",
+                f"a loss of {value.item()}",
+                "a finite loss",
+                f"lower lr (now {self.options.lr}), or look for broken labels.",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        self.optimizer.step()
+        self.steps += 1
+        return value.item(), output
+
+    def _batch(self, ids: Tensor) -> Batch:
+        inputs, labels = self.samples.batch(ids)
+
+        def prepare(leaf: Tensor) -> Tensor:
+            if leaf.ndim == 4:
+                leaf = augmented(leaf, self.options.flip, self.options.shift, self.draws).to(self.device)
+                return leaf.contiguous(memory_format=torch.channels_last) if self.channels_last else leaf
+            return leaf.to(self.device)
+
+        return Batch(ids, map_leaves(prepare, inputs), None if labels is None else labels.to(self.device))
+
+    def _done(self) -> float:
+        share = self.steps / (self.per_epoch * self.options.epochs)
+        if self.options.seconds is None:
+            return share
+        return max(share, (time.perf_counter() - self.started) / self.options.seconds)
+
+
+def _one_cycle(done: float) -> float:
+    """Share of the peak learning rate after this share of the training."""
+    if done < _WARM_SHARE:
+        return _START + (1 - _START) * (1 - math.cos(math.pi * done / _WARM_SHARE)) / 2
+    falling = (done - _WARM_SHARE) / (1 - _WARM_SHARE)
+    low = _START * _END
+    return low + (1 - low) * (1 + math.cos(math.pi * falling)) / 2
+
+
+def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
+    return torch.optim.SGD(
+        weights, lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
+    )
+
+
+def _cross_entropy(smoothing: float) -> Loss:
+    def loss(output: Any, batch: Batch) -> Tensor:
+        assert batch.labels is not None
+        return F.cross_entropy(first_output(output).float(), batch.labels, label_smoothing=smoothing)
+
+    return loss
+
+
+def _prefers_channels_last(model: nn.Module) -> bool:
+    """Two-dimensional convs run faster with channels last, on CPUs and on tensor cores."""
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+@contextmanager
+def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout and the like draw from this seed; the caller's generators come back as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
