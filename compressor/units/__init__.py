@@ -1,1 +1,1 @@
-
+"""Model -> UnitGraph: units, groups, taps; the dry run that proves them; cutting and sizes."""

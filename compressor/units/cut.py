@@ -1,4 +1,5 @@
-"""Cut a model down to the units that stay: parameters and buffers are sliced, layer widths are set, on a copy."""
+"""Cut a model down to the units that stay: parameters and buffers are sliced, layer widths are set, on a
+copy."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ WIDTHS = {
 
 
 def keep_mask(graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> np.ndarray:
-    """Which of the graph's units stay (bool, one entry per unit) for `kept` = group name -> indices that stay."""
+    """Which of the graph's units stay (bool, one entry per unit) for `kept` = group name -> indices that
+    stay."""
     mask = np.ones(graph.n_units, dtype=bool)
     for group in graph.groups:
         if group.name in kept:

@@ -1,8 +1,8 @@
 """The UnitGraph: which entries of which parameter belong to which unit. Plain values, no torch.nn.
 
-Units are numbered globally, 0 .. n-1; a group is a set of units that layers share. Every axis of every parameter or
-buffer that is laid out by units has an `Axis`: position -> unit number, -1 where the position belongs to no unit
-(image channels, class logits).
+Units are numbered globally, 0 .. n-1; a group is a set of units that layers share. Every axis of every
+parameter or buffer that is laid out by units has an `Axis`: position -> unit number, -1 where the position
+belongs to no unit (image channels, class logits).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Tap:
-    """The input of one consumer, where units are measured. `units[entry]` is the unit of each input feature, or -1.
+    """The input of one consumer, where units are measured. `units[entry]` is the unit of each input feature,
+    or -1.
 
     `entries` counts along the consumer's input features (flattened feature maps have several per unit).
     """
@@ -54,8 +55,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Operation:
-    """One convolution or matrix product with a parameter, for counting: multiply-accumulates per input sample are
-    `positions * |units of weight axis out| * |units of weight axis in| * kernel / (groups if grouped)`.
+    """One convolution or matrix product with a parameter, for counting: multiply-accumulates per input sample
+    are `positions * |units of weight axis out| * |units of weight axis in| * kernel / (groups if grouped)`.
     """
 
     module: str
@@ -77,3 +78,5 @@ class UnitGraph:
     """Layers with weights (conv, linear) that belong to no live group as producer or consumer -> reason."""
     layers: int
     """Number of conv / linear layers seen."""
+    covered: tuple[str, ...] = ()
+    """Layers with weights (conv, linear) that a live group writes or reads."""

@@ -1,7 +1,9 @@
-"""Which unit each element of a tensor belongs to: label tensors, and the union of labels that must go together.
+"""Which unit each element of a tensor belongs to: label tensors, and the union of labels that must go
+together.
 
-A label tensor has the shape of the tensor it describes; -1 marks elements that belong to no unit. Dimensions along
-which labels do not change are kept as stride-0 views, so a label tensor costs about as much as its units.
+A label tensor has the shape of the tensor it describes; -1 marks elements that belong to no unit. Dimensions
+along which labels do not change are kept as stride-0 views, so a label tensor costs about as much as its
+units.
 """
 
 from __future__ import annotations
@@ -15,14 +17,19 @@ class Families:
     """Union-find over labels; a family may be frozen with the first reason given."""
 
     def __init__(self) -> None:
-        self._parent: list[int] = []
+        self._parent = np.empty(1024, dtype=np.int64)
+        self._count = 0
         self._reason: dict[int, str] = {}
 
     def fresh(self, count: int) -> Tensor:
         """`count` new labels, each a family of its own."""
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
-        return torch.arange(start, start + count)
+        start, self._count = self._count, self._count + count
+        if self._count > len(self._parent):
+            grown = np.empty(2 * self._count, dtype=np.int64)
+            grown[:start] = self._parent[:start]
+            self._parent = grown
+        self._parent[start : self._count] = np.arange(start, self._count)
+        return torch.arange(start, self._count)
 
     def root(self, label: int) -> int:
         """The family's representative (path halving)."""
@@ -30,13 +37,18 @@ class Families:
         while parent[label] != label:
             parent[label] = parent[parent[label]]
             label = parent[label]
-        return label
+        return int(label)
 
     def roots(self, labels: np.ndarray) -> np.ndarray:
         """Representatives of an array of labels; -1 stays -1."""
-        unique, inverse = np.unique(labels, return_inverse=True)
-        mapped = np.array([self.root(int(v)) if v >= 0 else -1 for v in unique], dtype=np.int64)
-        return mapped[inverse].reshape(labels.shape)
+        if self._count == 0:
+            return labels.copy()
+        found = self._parent[np.maximum(labels, 0)]
+        while True:
+            above = self._parent[found]
+            if np.array_equal(above, found):
+                return np.where(labels >= 0, found, -1)
+            found = above
 
     def unite(self, left: int, right: int) -> None:
         """Make two families one; a frozen one freezes the other."""
@@ -49,11 +61,17 @@ class Families:
         if reason is not None:
             self._reason.setdefault(first, reason)
 
+    def unite_pairs(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Make families one, pair by pair; all labels are >= 0."""
+        a, b = self.roots(left), self.roots(right)
+        for x, y in zip(a[a != b].tolist(), b[a != b].tolist(), strict=True):
+            self.unite(x, y)
+
     def freeze(self, labels: Tensor, reason: str) -> None:
         """No unit of these labels may go."""
-        for label in torch.unique(compact(labels)).tolist():
-            if label >= 0:
-                self._reason.setdefault(self.root(label), reason)
+        for root in np.unique(self.roots(compact(labels).numpy())).tolist():
+            if root >= 0:
+                self._reason.setdefault(root, reason)
 
     def reason(self, label: int) -> str | None:
         """Why this label's family is frozen, or None."""

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from compressor.units.labels import compact, unlabelled
-from compressor.units.propagate import Activation, Parameter, Product, Walk, _opaque, rule
+from compressor.units.propagate import Activation, Parameter, Product, Walk, opaque, operation_name, rule
 
 COMPUTED = "weight is computed, not a parameter (functional weights)"
 
 
-def _whole(parameter: Parameter, shape: torch.Size) -> bool:
+def _whole(parameter: Parameter) -> bool:
     """True if the value is the whole parameter in its own layout."""
-    return (
-        parameter.pure
-        and parameter.index.shape == shape
-        and bool((parameter.index.reshape(-1) == torch.arange(shape.numel())).all())
-    )
+    return parameter.pure and parameter.order == tuple(range(len(parameter.original)))
 
 
 def _writes(walk: Walk, name: str, axis: int, size: int, bias: Any) -> Tensor:
@@ -30,7 +25,7 @@ def _writes(walk: Walk, name: str, axis: int, size: int, bias: Any) -> Tensor:
         labels = walk.families.fresh(size)
         walk.found.slot(name, axis, labels, "produces")
     if isinstance(bias, Parameter):
-        if bias.index.dim() == 1 and _whole(bias, walk.found.shapes[bias.name]):
+        if len(bias.original) == 1 and _whole(bias):
             walk.found.slot(bias.name, 0, labels, "produces")
         else:
             walk.families.freeze(labels, "bias is computed, not a parameter")
@@ -44,10 +39,10 @@ def convolution(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any],
     """A convolution reads channels and writes channels; a depthwise one carries them one by one."""
     value, weight, bias, stride, padding, _dilation, transposed, _out_padding, groups = args[:9]
     if not isinstance(value, Activation):
-        value = Activation(unlabelled(value.index.shape))
-    if not isinstance(weight, Parameter) or not _whole(weight, walk.found.shapes[weight.name]):
+        value = Activation(unlabelled(value.shape))
+    if not isinstance(weight, Parameter) or not _whole(weight):
         walk.freeze([value, weight, bias], COMPUTED)
-        return _opaque(out)
+        return opaque(out)
     name, shape = weight.name, walk.found.shapes[weight.name]
     channel = value.labels.dim() - len(stride) - 1
     inside = walk.features(value, channel, "a channel at a convolution is not one unit")
@@ -66,19 +61,19 @@ def convolution(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any],
         walk.found.slot(name, 0, labels, "carries")
         if isinstance(bias, Parameter):
             walk.found.slot(bias.name, 0, labels, "carries")
-        walk.found.products.append(Product(name, "depthwise", 1, 0, False, macs, depthwise=True))
+        walk.found.products.append(Product(name, "depthwise", 1, 0, False, macs))
         return Activation(labels.reshape(spread).expand(out.shape))
     walk.families.freeze(inside, "read by a grouped convolution")
     labels = _writes(walk, name, out_axis, out.shape[channel], bias)
     walk.families.freeze(labels, "written by a grouped convolution")
-    walk.found.products.append(Product(name, "grouped", in_axis, out_axis, False, macs, depthwise=True))
+    walk.found.products.append(Product(name, "grouped", in_axis, out_axis, False, macs))
     return Activation(labels.reshape(spread).expand(out.shape))
 
 
 @rule("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "addmv", "mv", "dot")
 def product(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """A matrix product with a parameter is a linear layer; between two activations it is attention-like."""
-    name = getattr(node.target, "overloadpacket", node.target).__name__
+    name = operation_name(node)
     bias = args[0] if name in ("addmm", "baddbmm", "addmv") else None
     left, right = (args[1], args[2]) if bias is not None else (args[0], args[1])
     if isinstance(left, Activation) and isinstance(right, Parameter) and name in ("mm", "addmm"):
@@ -88,19 +83,18 @@ def product(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out
     walk.freeze(
         [left, right, bias], f"`{name}` with this layout of weights is not followed (functional weights)"
     )
-    return _opaque(out)
+    return opaque(out)
 
 
 def _linear(walk: Walk, value: Activation, weight: Parameter, bias: Any, out: Any) -> Any:
     shape = walk.found.shapes[weight.name]
-    transposed = Parameter(weight.name, weight.index.t(), weight.pure)
-    if len(shape) == 2 and _whole(transposed, shape):
+    if len(shape) == 2 and weight.pure and weight.order == (1, 0):
         in_axis, out_axis = 1, 0
-    elif len(shape) == 2 and _whole(weight, shape):
+    elif len(shape) == 2 and _whole(weight):
         in_axis, out_axis = 0, 1
     else:
         walk.freeze([value, weight, bias], COMPUTED)
-        return _opaque(out)
+        return opaque(out)
     inside = walk.features(value, 1, "an input feature of a linear layer is not one unit")
     labels = _writes(walk, weight.name, out_axis, shape[out_axis], bias)
     walk.found.slot(weight.name, in_axis, inside, "consumes")
@@ -111,13 +105,14 @@ def _linear(walk: Walk, value: Activation, weight: Parameter, bias: Any, out: An
 
 
 def _between_activations(walk: Walk, left: Activation, right: Activation, out: Any) -> Any:
-    """Contracted units freeze; units of one side's free dimension pass through if nothing else varies there."""
+    """Contracted units freeze; units of one side's free dimension pass through if nothing else varies
+    there."""
     a, b = compact(left.labels), compact(right.labels)
     if a.size(-1) > 1 or b.size(-2) > 1:
         walk.freeze([left, right], "product of two activations over units (attention)")
-        return _opaque(out)
+        return opaque(out)
     rows, columns = bool((a >= 0).any()), bool((b >= 0).any())
     if rows and columns:
         walk.freeze([left, right], "product of two activations with units (attention)")
-        return _opaque(out)
+        return opaque(out)
     return Activation((a if rows else b).expand(out.shape))

@@ -1,25 +1,28 @@
-"""A model's forward pass as a flat list of tensor operations (ATen), recorded by running it once on real input.
+"""A model's forward pass as a flat list of tensor operations (ATen), recorded by running it once on real
+input.
 
-The record is made by `make_fx` on a functionalised forward pass, so views are explicit and nothing is written in place.
-Parameters and buffers enter as named inputs; whoever walks the program always knows which tensor is which.
+The record is made by `make_fx` on a functionalised forward pass, so views are explicit and nothing is written
+in place. Parameters and buffers enter as named inputs; whoever walks the program always knows which tensor is
+which.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call, functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from compressor.errors import ModelError
+from compressor.errors import CompressorError, ModelError
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Program:
     """Name -> the first name of the same tensor, for tensors that have several names."""
     calls: dict[str, int] = field(default_factory=dict)
     """Module name -> how often its forward ran."""
+    inputs: tuple[Any, ...] = ()
+    """The recorded inputs, flattened, in the order of `input_nodes`."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -43,7 +48,8 @@ class Program:
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How `inputs` are handed to a model: a dict as keywords, a tuple or list as positions, else one argument."""
+    """How `inputs` are handed to a model: a dict as keywords, a tuple or list as positions, else one
+    argument."""
     if isinstance(inputs, dict):
         return (), dict(inputs)
     if isinstance(inputs, (tuple, list)):
@@ -83,41 +89,84 @@ def counted_calls(model: nn.Module) -> Iterator[dict[str, int]]:
             handle.remove()
 
 
-def record(model: nn.Module, inputs: Any) -> Program:
-    """Record `model` (in eval mode, on a copy) on `inputs`; the batch size of `inputs` becomes part of the program.
+def example_pair(inputs: Any) -> Any:
+    """`inputs` with exactly two samples: the first two, or the only one twice. Other tensors stay as they
+    are."""
+    flat, spec = pytree.tree_flatten(inputs)
+    batch = next((leaf.shape[0] for leaf in flat if isinstance(leaf, Tensor) and leaf.dim()), 0)
 
-    Raises ModelError where the forward pass fails or cannot be recorded.
+    def pair(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != batch:
+            return leaf
+        return leaf[:2] if batch > 1 else torch.cat([leaf, leaf])
+
+    return pytree.tree_unflatten([pair(leaf) for leaf in flat], spec) if batch > 0 else inputs
+
+
+def first_line(error: Exception) -> str:
+    """Type and first line of an error's message, short enough for a table."""
+    if isinstance(error, CompressorError):
+        return error.got
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"[:160]
+
+
+def failed(error: Exception) -> ModelError:
+    """The error for a forward pass that raised."""
+    return ModelError(
+        "model forward pass",
+        first_line(error),
+        "a model that runs on the example input in eval mode",
+        "check the input shape (--input) and that the model runs on its own",
+    )
+
+
+def record(model: nn.Module, inputs: Any) -> Program:
+    """Record `model` (in eval mode, on a copy) on `inputs`; the batch size of `inputs` becomes part of the
+    program.
+
+    The pass runs on shapes alone (fake tensors) where the model allows it, on real values where its control
+    flow needs them. Raises ModelError where the forward pass fails or cannot be recorded.
     """
+    flat, spec = pytree.tree_flatten(call_arguments(inputs))
+    try:
+        program = _recorded(model, flat, spec, "fake")
+    except Exception:  # noqa: BLE001  (whatever fails on shapes alone is tried, and reported, on real values)
+        program = None
+    if program is None or any(isinstance(constant, FakeTensor) for constant in _constants(program)):
+        try:
+            program = _recorded(model, flat, spec, "real")
+        except Exception as error:  # whatever the user's forward raises is reported as such
+            raise failed(error) from error
+    if not program.output_nodes:
+        raise ModelError(
+            "model output",
+            "no tensors",
+            "a tensor, or tuples, dicts or dataclasses of tensors",
+            "wrap the model",
+        )
+    return program
+
+
+def _constants(program: Program) -> list[Any]:
+    paths = [str(node.target) for node in program.nodes if node.op == "get_attr"]
+    return [getattr(program.graph, path, None) for path in paths]
+
+
+def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Literal["fake", "real"]) -> Program:
     model = copy.deepcopy(model).eval()
     state, tied = named_state(model)
     names = [name for name in state if name not in tied]
-    args, kwargs = call_arguments(inputs)
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    output_spec: list[Any] = []
 
     def forward(tensors: list[Tensor], leaves: list[Any]) -> list[Any]:
         values = dict(zip(names, tensors, strict=True))
         values.update({name: values[first] for name, first in tied.items()})
         call_args, call_kwargs = pytree.tree_unflatten(leaves, spec)
         out = functional_call(model, values, call_args, call_kwargs, tie_weights=False)
-        flat, out_spec = pytree.tree_flatten(out)
-        output_spec.append(out_spec)
-        return flat
+        return tensors_in(out)
 
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernels hide the layers inside
-    try:
-        with torch.no_grad(), counted_calls(model) as calls:
-            traced = make_fx(functionalize(forward), tracing_mode="real")([state[n] for n in names], leaves)
-    except Exception as error:  # whatever the user's forward raises is reported as such
-        raise ModelError(
-            "model forward pass",
-            f"{type(error).__name__}: {error}",
-            "a model that runs on the example input in eval mode",
-            "check the input shape (--input) and that the model runs on its own",
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+    recorder = make_fx(functionalize(forward), tracing_mode=mode, _allow_non_fake_inputs=True)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), unfused(), counted_calls(model) as calls:
+        traced = recorder([state[n] for n in names], flat)
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     output = next(node for node in traced.graph.nodes if node.op == "output")
     return Program(
@@ -127,4 +176,29 @@ def record(model: nn.Module, inputs: Any) -> Program:
         output_nodes=tuple(node for node in pytree.tree_leaves(output.args) if isinstance(node, Node)),
         tied=tied,
         calls=dict(calls),
+        inputs=tuple(flat),
     )
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Switch off the fused attention kernels, which hide the layers inside; the setting is restored."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a model's output: tensors, tuples, dicts, dataclasses and named outputs, nested."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [tensor for f in fields(value) for tensor in tensors_in(getattr(value, f.name))]
+    return []

@@ -1,4 +1,5 @@
-"""One rule per family of ATen operations: what it does to unit labels. Importing this module registers them all."""
+"""Rules for operations that move, copy or create data: what they do to unit labels. Importing registers
+them."""
 
 from __future__ import annotations
 
@@ -7,98 +8,253 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from compressor.units.labels import along, compact, unlabelled, varies
 from compressor.units.propagate import (
     Activation,
     Parameter,
     Walk,
-    _leaves,
-    _opaque,
-    _shrink_together,
+    leaves,
+    met_pairs,
+    opaque,
     operation_name,
     rule,
 )
 
 MOVES = (
-    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice", "select", "split",
-    "split_with_sizes", "chunk", "unbind", "cat", "stack", "squeeze", "unsqueeze", "flip", "roll", "index_select",
-    "index", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "unfold", "narrow", "movedim",
-    "slice_scatter", "select_scatter", "gather", "as_strided", "flatten", "unflatten", "view_as", "numpy_T",
-    "_reshape_alias", "repeat_interleave", "tile", "swapaxes", "diagonal", "rot90", "take", "masked_select",
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice", "select", "unbind",
+    "squeeze", "unsqueeze", "flip", "roll", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "native_channel_shuffle", "repeat", "unfold", "narrow", "movedim", "as_strided", "flatten", "unflatten",
+    "view_as", "numpy_T", "_reshape_alias", "repeat_interleave", "tile", "swapaxes", "diagonal", "rot90",
+    "alias", "detach", "lift_fresh", "split_copy", "squeeze_copy", "unsqueeze_copy", "view_copy",
+    "permute_copy", "transpose_copy", "t_copy", "expand_copy", "slice_copy", "select_copy", "alias_copy",
+    "unbind_copy", "diagonal_copy", "unfold_copy", "as_strided_copy",
 )  # fmt: skip
-COPIES = ("clone", "alias", "detach", "contiguous", "_to_copy", "lift_fresh", "lift_fresh_copy", "copy", "to")
+SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy")
+RESHAPES = ("view", "_unsafe_view", "_reshape_alias", "view_copy", "reshape")
+COPIES = ("clone", "contiguous", "_to_copy", "lift_fresh_copy", "copy", "to", "detach_copy")
+LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
 CREATIONS = (
-    "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like",
-    "empty", "zeros", "ones", "full", "arange", "rand_like", "randn_like", "scalar_tensor", "linspace", "eye",
-    "new_empty_strided", "sym_size", "rand", "randn", "tril", "triu",
+    "new_zeros", "new_ones", "new_full", "new_empty", "empty", "zeros", "ones", "full", "arange",
+    "scalar_tensor", "linspace", "eye", "new_empty_strided", "empty_strided", "sym_size", "rand", "randn",
+    "randint", "randperm", "hann_window",
 )  # fmt: skip
-SPATIAL = (
-    "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d",
-    "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d",
-    "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d",
-    "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d",
-    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
-    "_upsample_nearest_exact2d", "grid_sampler_2d",
-)  # fmt: skip
-REDUCTIONS = {
-    "mean": 1, "sum": 1, "amax": 1, "amin": 1, "var": 1, "std": 1, "prod": 1, "linalg_vector_norm": 2, "norm": 2,
-    "logsumexp": 1, "max": 1, "min": 1, "argmax": 1, "argmin": 1, "median": 1, "any": 1, "all": 1, "var_mean": 1,
-    "std_mean": 1,
-}  # fmt: skip
-KEEPING = {"_softmax": 1, "_log_softmax": 1, "softmax": 1, "cumsum": 1, "cumprod": 1, "sort": 1, "topk": 2}
-NORMS = {
-    "native_layer_norm": "LayerNorm", "native_group_norm": "GroupNorm", "rms_norm": "RMSNorm",
-    "_fused_rms_norm": "RMSNorm", "layer_norm": "LayerNorm", "group_norm": "GroupNorm",
-}  # fmt: skip
 
 
-def _labels_of(value: Any, as_unlabelled: bool = True) -> Any:
-    """Replace every activation by its label tensor, for running an operation on labels."""
+def _labels_of(value: Any, numbers: bool) -> Any:
+    """Replace every activation by its labels and every parameter by its element numbers (or no labels)."""
     if isinstance(value, Activation):
         return value.labels
     if isinstance(value, Parameter):
-        return unlabelled(value.index.shape) if as_unlabelled else value.index
+        return value.index if numbers else unlabelled(value.shape)
     if isinstance(value, (list, tuple)):
-        return type(value)(_labels_of(item, as_unlabelled) for item in value)
+        return type(value)(_labels_of(item, numbers) for item in value)
     return value
 
 
 def _run(node: Node, args: Any, kwargs: Any) -> Any:
     target: Any = node.target
-    if operation_name(node) in ("view", "_unsafe_view", "_reshape_alias"):
+    if operation_name(node) in RESHAPES:
         return args[0].reshape(args[1])  # labels are stride-0 views, which `view` itself refuses
     try:
         return target(*args, **kwargs)
     except (RuntimeError, NotImplementedError):  # some moves exist for floating types only; labels stay exact
-        as_float = torch.utils._pytree.tree_map(lambda a: a.double() if isinstance(a, Tensor) else a, args)
-        return torch.utils._pytree.tree_map(
-            lambda a: a.long() if isinstance(a, Tensor) else a, target(*as_float, **kwargs)
-        )
+        floats = pytree.tree_map(lambda a: a.double() if isinstance(a, Tensor) else a, args)
+        return pytree.tree_map(lambda a: a.long() if isinstance(a, Tensor) else a, target(*floats, **kwargs))
 
 
-@rule(*MOVES)
+def _permuted(node: Node, args: list[Any], parameter: Parameter) -> tuple[int, ...] | None:
+    """The order of the original's axes after this operation, where it only permutes axes (or does
+    nothing)."""
+    order, name = parameter.order, operation_name(node).removesuffix("_copy")
+    if order is None:
+        return None
+    dims = len(order)
+    if name == "t":
+        return order[::-1]
+    if name == "transpose":
+        swapped = list(order)
+        swapped[args[1]], swapped[args[2]] = order[args[2]], order[args[1]]
+        return tuple(swapped)
+    if name == "permute":
+        return tuple(order[d % dims] for d in args[1])
+    return order if tuple(node.meta["val"].shape) == tuple(parameter.shape) and name in _KEEPS_ORDER else None
+
+
+_KEEPS_ORDER = (
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "expand",
+    "alias",
+    "detach",
+    "lift_fresh",
+    "slice",
+    "squeeze",
+)
+
+
+def _wrapped(parameter: Parameter | None, result: Any) -> Any:
+    def wrap(tensor: Tensor) -> Any:
+        if parameter is None:
+            return Activation(tensor)
+        return Parameter(parameter.name, parameter.original, None, tensor, parameter.pure)
+
+    return wrap(result) if isinstance(result, Tensor) else [wrap(item) for item in result]
+
+
+@rule(*MOVES, *SPLITS)
 def move(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """Data movement: run the same operation on the labels (or on the element numbers of a parameter)."""
-    tensors = [v for v in _leaves(args) if isinstance(v, (Activation, Parameter))]
-    if operation_name(node) == "index":
-        indices = torch.fx.map_arg(node.args[1], lambda n: walk.real[n])
-        args = [args[0], indices]
-        tensors = [args[0]]
-    elif operation_name(node) in ("gather", "index_select", "take", "masked_select"):
-        real = torch.fx.map_arg(node.args, lambda n: walk.real[n])
-        args = [args[0], *real[1:]]
-        tensors = [args[0]]
-    if len(tensors) == 1 and isinstance(tensors[0], Parameter):
-        moved = _run(node, _labels_of(args, as_unlabelled=False), kwargs)
-        wrap: Any = lambda t: Parameter(tensors[0].name, t, tensors[0].pure)  # noqa: E731
-    else:
-        moved = _run(node, _labels_of(args), kwargs)
-        wrap = Activation
-    if isinstance(moved, Tensor):
-        return wrap(moved)
-    return [wrap(item) for item in moved]
+    tensors = [v for v in leaves(args) if isinstance(v, (Activation, Parameter))]
+    if any(isinstance(v, Activation) and v.made for v in tensors) and len(tensors) == 1:
+        return opaque(out, made=True)
+    parameter = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], Parameter) else None
+    if parameter is not None and isinstance(out, Tensor):
+        order = _permuted(node, args, parameter)
+        if order is not None:
+            return Parameter(parameter.name, parameter.original, order, None, parameter.pure)
+    result = _wrapped(parameter, _run(node, _labels_of(args, parameter is not None), kwargs))
+    if operation_name(node) in SPLITS and parameter is None:
+        _pair_parts(walk, result)
+    return result
+
+
+@rule("cat", "stack", "concat", "concatenate")
+def joined(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """Concatenation along units lines them up; along positions (tokens) the parts must have the same
+    units."""
+    parts: list[Any] = list(args[0])
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+    if operation_name(node) == "stack":
+        return Activation(torch.stack([_labels_of(part, False) for part in parts], dim))
+    labelled = [p.labels for p in parts if isinstance(p, Activation) and bool((p.labels >= 0).any())]
+    if labelled and not any(varies(labels, [dim]) for labels in labelled):
+        line = labelled[0].narrow(dim, 0, 1)
+        for other in labelled[1:]:
+            a, b = met_pairs(line, other.narrow(dim, 0, 1))
+            walk.families.unite_pairs(a[(a >= 0) & (b >= 0)], b[(a >= 0) & (b >= 0)])
+        for place, part in enumerate(parts):
+            if isinstance(part, Parameter):
+                walk.found.attach(part, line.expand(part.shape))
+                parts[place] = Activation(line.expand(part.shape))
+            elif part.made or bool((part.labels >= 0).any()):
+                parts[place] = Activation(line.expand(part.labels.shape))
+        if all(bool((part.labels >= 0).any()) for part in parts):
+            return Activation(line.expand(out.shape))
+    if all(isinstance(p, Activation) and p.made for p in parts):
+        return opaque(out, made=True)
+    return Activation(torch.cat([_labels_of(part, False) for part in parts], dim))
+
+
+def _pair_parts(walk: Walk, parts: list[Activation]) -> None:
+    """Equal parts of a split stay equal only if a unit goes together with its partners in the other parts."""
+    if len({part.labels.shape for part in parts}) != 1:
+        return
+    lines = [compact(part.labels) for part in parts]
+    if len({line.shape for line in lines}) != 1 or sum(size > 1 for size in lines[0].shape) > 1:
+        return
+    first = lines[0].reshape(-1).numpy()
+    for other in lines[1:]:
+        second = other.reshape(-1).numpy()
+        both = (first >= 0) & (second >= 0)
+        walk.families.unite_pairs(first[both], second[both])
+
+
+def _chosen_by_data(walk: Walk, node: Any) -> bool:
+    """True if the value of an index comes from the model's inputs."""
+    inputs, seen, todo = set(walk.program.input_nodes), set(), [node]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, (list, tuple)):
+            todo.extend(item)
+        elif item in inputs:
+            return True
+        elif isinstance(item, Node) and item not in seen:
+            seen.add(item)
+            todo.extend(item.all_input_nodes)
+    return False
+
+
+@rule("index", "gather", "index_select", "take", "masked_select", "take_along_dim")
+def indexed(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """Choosing by index: constant indices are applied to the labels; data may choose positions, not units."""
+    value, name = args[0], operation_name(node)
+    if isinstance(value, Activation):
+        dims = _indexed_dims(name, node, value.labels.dim())
+        if not varies(value.labels, dims):
+            if (
+                name == "index"
+                and [d for d in dims if d == dims[0]]
+                and isinstance(node.args[1], (list, tuple))
+            ):
+                kept = _beside(value.labels, dims, out)
+                if kept is not None:
+                    return Activation(kept)
+            if name in ("gather", "index_select") and value.labels.dim() == out.dim():
+                small = compact(value.labels)
+                if all(small.size(d) in (1, out.size(d)) for d in range(out.dim())):
+                    return Activation(small.expand(out.shape))
+        if _chosen_by_data(walk, list(node.args[1:])):
+            walk.freeze(value, "units are chosen by data (index)")
+            return opaque(out)
+    elif not isinstance(value, Parameter) or _chosen_by_data(walk, list(node.args[1:])):
+        walk.freeze(value, "parameter entries are chosen by data (index)")
+        return opaque(out)
+    real = pytree.tree_map(lambda a: a.cpu() if isinstance(a, Tensor) else a, walk.real(node.args[1:]))
+    parameter = value if isinstance(value, Parameter) else None
+    return _wrapped(parameter, _run(node, [_labels_of(value, True), *real], kwargs))
+
+
+def _indexed_dims(name: str, node: Node, dims: int) -> list[int]:
+    if name == "index":
+        places: Any = node.args[1]
+        found: list[int] = []
+        for place, index in enumerate(places):
+            if isinstance(index, Node):
+                value = index.meta["val"]
+                wide = value.dim() if value.dtype in (torch.bool, torch.uint8) else 1
+                found.extend(range(place, place + wide))
+        return found
+    if (
+        name in ("gather", "index_select", "take_along_dim")
+        and len(node.args) > 1
+        and isinstance(node.args[1], int)
+    ):
+        return [node.args[1] % dims]
+    return list(range(dims))
+
+
+def _beside(labels: Tensor, dims: list[int], out: Tensor) -> Tensor | None:
+    """Labels of `x[..., index, ...]` where units lie on other dimensions than the (adjacent) indexed ones."""
+    if dims != list(range(dims[0], dims[-1] + 1)):
+        return None
+    before, after = labels.shape[: dims[0]], labels.shape[dims[-1] + 1 :]
+    middle = out.dim() - len(before) - len(after)
+    small = compact(labels)
+    shape = [*small.shape[: dims[0]], *[1] * middle, *small.shape[dims[-1] + 1 :]]
+    return small.reshape(shape).expand(out.shape)
+
+
+@rule("slice_scatter", "select_scatter", "index_put", "scatter", "diagonal_scatter", "masked_scatter",
+      "scatter_add",
+      "index_add", "index_copy", "as_strided_scatter", "index_fill")  # fmt: skip
+def written(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """Writing at positions: harmless inside units, refused where it tells units apart."""
+    value = args[0]
+    sources = [v for v in leaves(args[1:]) if isinstance(v, Activation) and bool((v.labels >= 0).any())]
+    if isinstance(value, Activation) and not sources:
+        name = operation_name(node)
+        at = {
+            "slice_scatter": args[2] if len(args) > 2 else 0,
+            "select_scatter": args[2] if len(args) > 2 else 0,
+        }
+        dims = [at[name]] if name in at else list(range(value.labels.dim()))
+        if not varies(value.labels, dims):
+            return Activation(value.labels.expand(out.shape))
+    walk.freeze([value, *args[1:]], "units are written in place by position")
+    return opaque(out)
 
 
 @rule(*COPIES)
@@ -106,206 +262,46 @@ def same(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: A
     """Copies and casts keep the labels. (`copy` writes its second argument over the first.)"""
     value = args[1] if operation_name(node) == "copy" else args[0]
     if isinstance(value, Activation) and value.labels.shape != out.shape:
-        return Activation(value.labels.expand(out.shape))
-    return value
+        return Activation(value.labels.expand(out.shape), value.made)
+    return value if isinstance(value, (Activation, Parameter)) else opaque(out, made=True)
 
 
 @rule(*CREATIONS)
 def created(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
-    """New tensors belong to no unit."""
-    return _opaque(out)
+    """New tensors belong to no unit, and are taken to follow the widths of what they meet (the dry run
+    decides)."""
+    return opaque(out, made=True)
+
+
+@rule(*LIKE)
+def alike(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """New tensors in the shape of another follow its units."""
+    return Activation(args[0].labels) if isinstance(args[0], Activation) else opaque(out, made=True)
 
 
 @rule("getitem")
 def item(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """Pick one output of an operation with several."""
-    return args[0][args[1]] if isinstance(args[0], (list, tuple)) else _opaque(out)
+    return args[0][args[1]] if isinstance(args[0], (list, tuple)) else opaque(out)
 
 
 @rule("*unknown")
 def unknown(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """Never a guess: units that reach an operation without a rule are frozen by its name."""
     walk.freeze(list(args) + list(kwargs.values()), f"operation `{operation_name(node)}` is not followed")
-    return _opaque(out)
-
-
-@rule(*SPATIAL, "constant_pad_nd")
-def spatial(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
-    """Pooling, resizing and padding act inside each channel: labels may not change over the positions."""
-    value = args[0]
-    first = out[0] if isinstance(out, (tuple, list)) else out
-    if not isinstance(value, Activation):
-        return _opaque(out)
-    small = compact(value.labels)
-    touched = _touched_dims(node, value.labels.dim(), args)
-    if any(small.size(d) > 1 for d in touched):
-        walk.families.freeze(value.labels, f"`{operation_name(node)}` mixes or pads units")
-        return _opaque(out)
-    labels = Activation(small.expand(first.shape))
-    if isinstance(out, (tuple, list)):
-        return [labels, *[_opaque(o) for o in out[1:]]]
-    return labels
-
-
-def _touched_dims(node: Node, dims: int, args: list[Any]) -> list[int]:
-    if operation_name(node) == "constant_pad_nd":
-        pads = args[1]
-        return [dims - 1 - i // 2 for i in range(0, len(pads), 2) if pads[i] or pads[i + 1]]
-    count = 1 if "1d" in operation_name(node) else 3 if "3d" in operation_name(node) else 2
-    return list(range(dims - count, dims))
-
-
-@rule(
-    "*pointwise",
-    "hardswish",
-    "hardsigmoid",
-    "hardtanh",
-    "native_dropout",
-    "where",
-    "masked_fill",
-    "_prelu_kernel",
-    "prelu",
-    "addcmul",
-    "lerp",
-)
-def pointwise(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
-    """Element-wise: labels that meet belong together; parameters that meet labels carry them."""
-    operands = [v for v in _leaves(args) if isinstance(v, (Activation, Parameter))]
-    activations = [v for v in operands if isinstance(v, Activation)]
-    parameters = [v for v in operands if isinstance(v, Parameter)]
-    shape = out[0].shape if isinstance(out, (tuple, list)) else out.shape
-    if not activations:
-        if len(parameters) == 1 and parameters[0].index.shape == shape:
-            return Parameter(parameters[0].name, parameters[0].index, pure=False)
-        for parameter in parameters:  # two parameters computed into one: whatever uses it is not followed
-            walk.freeze(parameter, "parameter is computed from others (functional weights)")
-        return _opaque(out)
-    labels = activations[0].labels.expand(shape)
-    for other in activations[1:]:
-        labels = _meet(walk, labels, other.labels.expand(shape), operation_name(node))
-    for parameter in parameters:
-        walk.found.attach(parameter, labels)
-    if isinstance(out, (tuple, list)):
-        return [Activation(labels), *[_opaque(o) for o in out[1:]]]
-    return Activation(labels)
-
-
-def _meet(walk: Walk, left: Tensor, right: Tensor, name: str) -> Tensor:
-    """Unite the labels of two operands of the same (broadcast) shape; return the labels of the result."""
-    left_small, right_small = _shrink_together(left, right)
-    pairs = torch.unique(torch.stack([left_small.reshape(-1), right_small.reshape(-1)]), dim=1)
-    a, b = pairs[0], pairs[1]
-    if bool((a < 0).all()):
-        _freeze_if_sized(walk, right, left, name)
-        return right
-    if bool((b < 0).all()):
-        _freeze_if_sized(walk, left, right, name)
-        return left
-    fan_a = torch.unique(a, return_counts=True)
-    fan_b = torch.unique(b, return_counts=True)
-    many_a = set(fan_a[0][fan_a[1] > 1].tolist())
-    many_b = set(fan_b[0][fan_b[1] > 1].tolist())
-    for x, y in zip(a.tolist(), b.tolist(), strict=True):
-        if x in many_a or y in many_b or x < 0 or y < 0:
-            stuck = torch.tensor([x, y])
-            walk.families.freeze(
-                stuck, f"`{name}` broadcasts one unit over others or mixes units with other values"
-            )
-        else:
-            walk.families.unite(x, y)
-    result = left if not many_a else right
-    return torch.where(left >= 0, left, right) if bool((result < 0).any()) else result
-
-
-def _freeze_if_sized(walk: Walk, labels: Tensor, other: Tensor, name: str) -> None:
-    """Units that meet a plain value with one entry per unit cannot be cut: the value would keep its size."""
-    small = compact(labels)
-    for dim in range(labels.dim()):
-        if small.size(dim) > 1 and not (other.size(dim) == 1 or _broadcast(other, dim)):
-            walk.families.freeze(labels, f"`{name}` meets a constant or model input with one entry per unit")
-            return
-
-
-def _broadcast(labels: Tensor, dim: int) -> bool:
-    return labels.stride(dim) == 0 and labels.size(dim) > 1
-
-
-@rule(*REDUCTIONS, *KEEPING)
-def reduce(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
-    """Reductions over positions keep the labels; reductions over units freeze them."""
-    value, name = args[0], operation_name(node)
-    if not isinstance(value, Activation):
-        return _opaque(out)
-    place = REDUCTIONS.get(name, KEEPING.get(name, 1))
-    dims = args[place] if len(args) > place else kwargs.get("dim")
-    dims = list(range(value.labels.dim())) if dims is None or dims == [] else dims
-    dims = [dims] if isinstance(dims, int) else list(dims)
-    if varies(value.labels, dims):
-        word = (
-            "softmax over units"
-            if "softmax" in name
-            else f"`{name}` is taken over units (mixing norm or reduction)"
-        )
-        walk.families.freeze(value.labels, word)
-        return _opaque(out)
-    small = value.labels
-    for dim in dims:
-        small = small.narrow(dim, 0, 1)
-    results = []
-    for tensor in out if isinstance(out, (tuple, list)) else [out]:
-        kept = small if tensor.dim() == small.dim() else _dropped(small, dims)
-        results.append(Activation(kept.expand(tensor.shape)))
-    return results if isinstance(out, (tuple, list)) else results[0]
-
-
-def _dropped(labels: Tensor, dims: list[int]) -> Tensor:
-    for dim in sorted({d % labels.dim() for d in dims}, reverse=True):
-        labels = labels.squeeze(dim)
-    return labels
-
-
-@rule(*NORMS)
-def norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
-    """Norms over units mix them: frozen by name."""
-    value = args[0]
-    if isinstance(value, Activation):
-        walk.families.freeze(value.labels, f"norm mixes units ({NORMS[operation_name(node)]})")
-    first = out[0] if isinstance(out, (tuple, list)) else out
-    labels = value.labels if isinstance(value, Activation) else unlabelled(first.shape)
-    result = Activation(labels)
-    return [result, *[_opaque(o) for o in out[1:]]] if isinstance(out, (tuple, list)) else result
-
-
-@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
-      "batch_norm", "_batch_norm_no_update", "_native_batch_norm_legit_functional")  # fmt: skip
-def batch_norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
-    """Batch norm scales each channel on its own: its four vectors carry the channel's units."""
-    value = args[0]
-    shape = [1, -1] + [1] * (value.labels.dim() - 2)
-    for vector in args[1:5]:
-        if isinstance(vector, Parameter):
-            viewed = Parameter(vector.name, vector.index.reshape(shape), vector.pure)
-            walk.found.attach(viewed, value.labels)
-    return [Activation(value.labels), *[_opaque(o) for o in out[1:]]]
-
-
-@rule("_scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_attention", "_scaled_dot_product_attention_math",
-      "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math_for_mps")  # fmt: skip
-def attention(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
-    """Queries, keys and values are laid out by heads: frozen."""
-    walk.freeze(args, "attention heads")
-    return _opaque(out)
+    return opaque(out)
 
 
 @rule("embedding")
 def embedding(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """An embedding table writes one unit per column."""
     weight = args[0]
-    if not isinstance(weight, Parameter) or weight.index.dim() != 2:
-        return _opaque(out)
-    key = (weight.name, 1)
-    labels = walk.found.slots.get(key)
+    if not isinstance(weight, Parameter) or weight.order != (0, 1):
+        walk.freeze(weight, "embedding table is computed, not a parameter")
+        return opaque(out)
+    labels = walk.found.slots.get((weight.name, 1))
     if labels is None:
-        labels = walk.families.fresh(weight.index.shape[1])
+        labels = walk.families.fresh(weight.shape[1])
         walk.found.slot(weight.name, 1, labels, "produces")
-    return Activation(along(labels, 0).expand(out.shape) if labels is not None else unlabelled(out.shape))
+    line = along(labels, 0)
+    return Activation(line.expand(out.shape) if line is not None else unlabelled(out.shape))

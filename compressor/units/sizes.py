@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates as functions of which units stay, without building the network.
 
-Both are products of axis widths, so the size of any plan, and the saving of any single unit, is exact arithmetic.
+Both are products of axis widths, so the size of any plan, and the saving of any single unit, is exact
+arithmetic.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class _Box:
 
 
 class Sizes:
-    """`Sizes(model, graph).total("params", mask)` and `.saving("macs", mask)` per unit; masks are bool per unit."""
+    """`Sizes(model, graph).total("params", mask)` and `.saving("macs", mask)` per unit; masks are bool per
+    unit."""
 
     def __init__(self, model: nn.Module, graph: UnitGraph) -> None:
         self._n = graph.n_units
@@ -37,7 +39,8 @@ class Sizes:
         self._boxes = {"params": boxes, "macs": macs}
 
     def total(self, measure: str, mask: np.ndarray) -> int:
-        """Parameters (`params`) or multiply-accumulates per sample (`macs`) if exactly the units in `mask` stay."""
+        """Parameters (`params`) or multiply-accumulates per sample (`macs`) if exactly the units in `mask`
+        stay."""
         value = 0.0
         for box in self._boxes[measure]:
             value += box.scale * np.prod([len(positions(line, mask)) for line in box.lines], initial=1.0)

@@ -1,0 +1,149 @@
+"""Every live group is proven by a dry run before it may be planned; what does not pass is frozen with a
+reason.
+
+Two proofs. *Numeric*: in a copy whose consumers ignore a random part of the units (their weight columns are
+zero), the network cut down to the other units must give the same outputs, in float64, with signal.
+*Structural*: the cut network is traced again, and its units must be the kept units of the original, position
+by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compressor.errors import ModelError
+from compressor.units.cut import cut, keep_mask, positions
+from compressor.units.graph import UnitGraph
+from compressor.units.trace import trace
+from compressor.units.trial import Trial
+
+Kept = dict[str, tuple[int, ...]]
+DRAWS = 2
+
+
+def checked(model: nn.Module, graph: UnitGraph, inputs: Any, seed: int = 0) -> UnitGraph:
+    """The graph with every group that fails a dry run frozen; `model`, its mode and the random state are not
+    changed.
+
+    Raises ModelError where the model itself does not run on `inputs`.
+    """
+    live = [group.name for group in graph.groups if group.frozen is None]
+    if not live:
+        return graph
+    trial = Trial(model, graph, inputs, seed)
+    reasons: dict[str, str] = {}
+    while live:
+        before = len(reasons)
+        for draw in range(DRAWS):
+            drawn = random_halves(graph, live, seed, draw)
+
+            def outcome(names: list[str], drawn: Kept = drawn, draw: int = draw) -> str | None:
+                return trial.difference({name: drawn[name] for name in names}, generic=draw > 0)
+
+            live = sift(live, outcome, reasons)
+            if live:
+                small = cut(model, graph, {name: drawn[name] for name in live})
+                wrong = certify(model, small, graph, {name: drawn[name] for name in live}, inputs)
+                reasons.update({name: f"dry run: {why}" for name, why in wrong.items()})
+                live = [name for name in live if name not in wrong]
+        if len(reasons) == before:
+            break
+    if live:
+        draws = [random_halves(graph, live, seed, draw) for draw in range(DRAWS)]
+        for name in trial.without_signal(draws):
+            reasons[name] = "no signal reaches the output"
+    return frozen(graph, reasons)
+
+
+def frozen(graph: UnitGraph, reasons: Mapping[str, str]) -> UnitGraph:
+    """The graph with some more groups frozen; layers that lose their last live group become uncovered."""
+    groups = tuple(
+        replace(g, frozen=reasons[g.name]) if g.name in reasons and g.frozen is None else g
+        for g in graph.groups
+    )
+    touched: dict[str, str] = {}
+    live: set[str] = set()
+    for group in groups:
+        for layer in (*group.producers, *group.carriers, *group.consumers):
+            if group.frozen is None:
+                live.add(layer)
+            elif group.name in reasons:
+                touched.setdefault(layer, group.frozen)
+    known = set(graph.covered)
+    lost = {layer: why for layer, why in touched.items() if layer in known and layer not in live}
+    return replace(graph, groups=groups, uncovered={**graph.uncovered, **lost})
+
+
+def random_halves(graph: UnitGraph, names: list[str], seed: int, draw: int) -> Kept:
+    """For each group, a random part (three to seven tenths) of its units, different in each draw."""
+    kept: Kept = {}
+    for place, group in enumerate(graph.groups):
+        if group.name in names:
+            generator = np.random.default_rng([seed, draw, place])
+            size = len(group.units)
+            share = generator.uniform(0.3, 0.5) if draw % 2 else generator.uniform(0.5, 0.7)
+            count = min(max(1, round(share * size)), size - 1)
+            kept[group.name] = tuple(sorted(generator.permutation(size)[:count].tolist()))
+    return kept
+
+
+def sift(names: list[str], outcome: Callable[[list[str]], str | None], reasons: dict[str, str]) -> list[str]:
+    """The names that pass together; `outcome(names)` is None or what went wrong. All are tried at once
+    first."""
+    accepted: list[str] = []
+
+    def add(block: list[str]) -> None:
+        why = outcome([*accepted, *block])
+        if why is None:
+            accepted.extend(block)
+        elif len(block) == 1:
+            reasons[block[0]] = why
+        else:
+            add(block[: len(block) // 2])
+            add(block[len(block) // 2 :])
+
+    if names:
+        add(names)
+    return accepted
+
+
+def certify(
+    model: nn.Module, small: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]], inputs: Any
+) -> dict[str, str]:
+    """Prove that `small` has the structure of `model` cut to `kept`: trace it and match units one to one.
+
+    Returns the groups that do not match with what is wrong; an empty dict is the certificate. Units of groups
+    cut to one unit are told apart by nothing, and are not compared.
+    """
+    try:
+        new = trace(small, inputs)
+    except ModelError as error:
+        return dict.fromkeys(kept, f"forward fails after the cut: {error.got}")
+    mask = keep_mask(graph, kept)
+    home, names = np.full(graph.n_units + 1, -1), [group.name for group in graph.groups]
+    for place, group in enumerate(graph.groups):
+        if group.name in kept and len(kept[group.name]) > 1:
+            home[group.units] = place
+    theirs = {(axis.tensor, axis.axis): axis.units for axis in new.axes}
+    wrong: dict[str, str] = {}
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for axis in graph.axes:
+        line = axis.units[positions(axis.units, mask)]
+        other = theirs.get((axis.tensor, axis.axis), np.full(len(line), -1))
+        if len(other) != len(line):
+            found = np.unique(home[line])
+            wrong.update({names[p]: f"`{axis.tensor}` has another size" for p in found.tolist() if p >= 0})
+            continue
+        pairs.append(np.stack([line, other], axis=1))
+    distinct = np.unique(np.concatenate(pairs), axis=0)
+    old, fresh = distinct[:, 0], distinct[:, 1]
+    several = (np.bincount(old + 1)[old + 1] > 1) | (np.bincount(fresh + 1)[fresh + 1] > 1) | (fresh < 0)
+    for place in np.unique(home[old[several & (old >= 0)]]).tolist():
+        if place >= 0:
+            wrong.setdefault(names[place], "units are laid out differently after a cut")
+    return wrong

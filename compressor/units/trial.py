@@ -1,0 +1,219 @@
+"""One dry run: a double-precision copy with chosen units unread, and the same network with these units cut
+out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from compressor.units.cut import cut, keep_mask
+from compressor.units.graph import Axis, UnitGraph
+from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
+
+Kept = Mapping[str, tuple[int, ...]]
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest difference relative to the largest output that counts as rounding."""
+SIGNAL = 1e3
+"""A unit has signal if its reach is this many times what counts as rounding."""
+
+
+class Trial:
+    """Dry runs of one model on two samples of `inputs`, on the CPU, in double precision where the model
+    allows it."""
+
+    def __init__(self, model: nn.Module, graph: UnitGraph, inputs: Any, seed: int) -> None:
+        self._model, self._graph, self._seed = model, graph, seed
+        self._consumers = [axis for axis in graph.axes if axis.role == "consumes"]
+        self._inputs, self.dtype = self._runnable(inputs)
+        self.rounding = ROUNDING[self.dtype]
+
+    def _runnable(self, inputs: Any) -> tuple[Any, torch.dtype]:
+        """The first of: two samples in float64, in float32; all samples in float64, in float32, that runs."""
+        error: Exception | None = None
+        for given in (example_pair(inputs), inputs):
+            for dtype in ROUNDING:
+                ready = pytree.tree_map(lambda leaf, dtype=dtype: _cast(leaf, dtype), given)
+                try:
+                    outputs = self._forward(_settled(copy.deepcopy(self._model), dtype), ready)
+                except Exception as raised:  # noqa: BLE001  (the next way is tried)
+                    error = error or raised
+                    continue
+                if all(out.dtype == dtype for out in outputs if out.is_floating_point()):
+                    return ready, dtype
+        raise failed(error or RuntimeError("outputs have neither float64 nor float32 values"))
+
+    def difference(self, kept: Kept, generic: bool) -> str | None:
+        """None if the network cut to `kept` equals the one that ignores the other units; else what went
+        wrong."""
+        whole = self._reference(kept, generic)
+        expected = self._forward(whole, self._inputs)
+        try:
+            got = self._forward(cut(whole, self._graph, kept), self._inputs)
+        except Exception as error:  # noqa: BLE001  (any failure of the cut network is the finding)
+            return f"dry run: forward fails after the cut: {first_line(error)}"
+        if [out.shape for out in got] != [out.shape for out in expected]:
+            return "dry run: outputs changed their shape when units were cut"
+        worst = max((_relative(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+        if worst <= self.rounding:
+            return None
+        return f"dry run: outputs changed by {worst:.0e} when units were cut"
+
+    def without_signal(self, draws: Sequence[Kept]) -> list[str]:
+        """Groups of which some consumer's reading moves no output in any draw, so that a dry run proves
+        nothing."""
+        unheard = list(draws[0])
+        for draw, kept in enumerate(draws):
+            if unheard:
+                reach = self._reach(self._reference(kept, draw > 0))
+                unheard = [name for name in unheard if not self._heard(name, kept, reach)]
+        return unheard
+
+    def _reference(self, kept: Kept, generic: bool) -> nn.Module:
+        """A copy that reads only `kept`: with its own weights, or (`generic`) with random ones of the same
+        shapes."""
+        whole = _settled(copy.deepcopy(self._model), self.dtype)
+        mask = keep_mask(self._graph, kept)
+        generator = torch.Generator().manual_seed(self._seed)
+        with torch.no_grad():
+            if generic:
+                _randomise(whole, self._consumers, mask, generator)
+            else:
+                _awaken(whole, generator)
+            for axis in self._consumers:
+                line = _column(axis, mask, whole)
+                tensor = whole.get_parameter(axis.tensor)
+                tensor.index_fill_(axis.axis, line, 0.0)
+        if generic:
+            self._restandardise(whole)
+            if not all(bool(torch.isfinite(out).all()) for out in self._forward(whole, self._inputs)):
+                return self._reference(kept, generic=False)
+        return whole
+
+    def _restandardise(self, whole: nn.Module) -> None:
+        """Set the statistics of batch norms to those of the inputs, so that random weights neither fade nor
+        explode."""
+
+        def settle(module: nn.Module, args: tuple[Any, ...]) -> None:
+            assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor):
+                dims = [d for d in range(args[0].dim()) if d != 1]
+                module.running_mean.copy_(args[0].mean(dims))
+                module.running_var.copy_(args[0].var(dims, correction=0).clamp_min(1e-3))
+
+        norms = [m for m in whole.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        handles = [norm.register_forward_pre_hook(settle) for norm in norms]
+        self._forward(whole, self._inputs)
+        for handle in handles:
+            handle.remove()
+
+    def _forward(self, model: nn.Module, inputs: Any, grad: bool = False) -> list[Tensor]:
+        args, kwargs = call_arguments(
+            pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, inputs)
+        )
+        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad), unfused():
+            torch.manual_seed(self._seed)
+            return tensors_in(model(*args, **kwargs))
+
+    def _reach(self, whole: nn.Module) -> dict[str, np.ndarray]:
+        """For each consumer weight: how far reading each input feature can move the outputs, relative to
+        them."""
+        weights = {axis.tensor: whole.get_parameter(axis.tensor) for axis in self._consumers}
+        for parameter in whole.parameters():
+            parameter.requires_grad_(False)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        generator = torch.Generator().manual_seed(self._seed)
+        total = torch.zeros((), dtype=self.dtype)
+        for out in self._forward(whole, self._inputs, grad=True):
+            if out.is_floating_point() and out.requires_grad:
+                scale = (
+                    out.detach().abs().max().clamp_min(torch.finfo(out.dtype).tiny)
+                    * max(out.numel(), 1) ** 0.5
+                )
+                total = (
+                    total + (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum() / scale
+                )
+        if not total.requires_grad:
+            return {}
+        total.backward()
+        reach = {}
+        for axis in self._consumers:
+            weight = weights[axis.tensor]
+            if weight.grad is not None:
+                other = [d for d in range(weight.dim()) if d != axis.axis]
+                size = weight.detach().square().mean().sqrt()
+                reach[axis.tensor] = (weight.grad.square().sum(other).sqrt() * size).numpy()
+        return reach
+
+    def _heard(self, name: str, kept: Kept, reach: Mapping[str, np.ndarray]) -> bool:
+        group = next(g for g in self._graph.groups if g.name == name)
+        stays = np.zeros(self._graph.n_units + 1, dtype=bool)
+        stays[group.units[list(kept[name])]] = True
+        goes = np.zeros(self._graph.n_units + 1, dtype=bool)
+        goes[group.units] = ~stays[group.units]
+        for axis in self._consumers:
+            for part in (stays[axis.units], goes[axis.units]):
+                if part.any():
+                    heard = reach.get(axis.tensor)
+                    if heard is None or not (heard[part] > SIGNAL * self.rounding).any():
+                        return False
+        return True
+
+
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.detach().cpu().to(dtype) if leaf.is_floating_point() else leaf.detach().cpu()
+
+
+def _settled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return model.cpu().to(dtype).eval()
+
+
+def _relative(got: Tensor, expected: Tensor) -> float:
+    if not got.is_floating_point():
+        return 0.0  # counts and indices follow from values that are compared
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    gap = float((got - expected).abs().max()) if expected.numel() else 0.0
+    return gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf"))
+
+
+def _column(axis: Axis, mask: np.ndarray, model: nn.Module) -> Tensor:
+    gone = np.flatnonzero((axis.units >= 0) & ~mask[np.maximum(axis.units, 0)])
+    return torch.from_numpy(gone).to(model.get_parameter(axis.tensor).device)
+
+
+def _awaken(model: nn.Module, generator: torch.Generator) -> None:
+    """Give parameters that are zero all over (heads, gammas, layer scales) small random values."""
+    for name, parameter in model.named_parameters():
+        asleep = parameter.is_floating_point() and not bool(parameter.any())
+        if asleep and not name.endswith("bias"):
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+
+def _randomise(model: nn.Module, consumers: list[Axis], mask: np.ndarray, generator: torch.Generator) -> None:
+    """Random weights that keep the size of activations, with only the kept inputs counted."""
+    share = {
+        a.tensor: max(1, int(mask[a.units[a.units >= 0]].sum() + (a.units < 0).sum())) for a in consumers
+    }
+    inputs = {a.tensor: a.axis for a in consumers}
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        shape = parameter.shape
+        if len(shape) > 1 and shape.numel() > max(shape):
+            axis = inputs.get(name, 1)
+            fan = shape.numel() / shape[0] if axis == 1 else shape.numel() / shape[1]
+            fan = fan / shape[axis] * share.get(name, shape[axis])
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * (2 / fan) ** 0.5
+        elif name.endswith("bias"):
+            drawn = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        else:
+            drawn = 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
+        parameter.copy_(drawn)
