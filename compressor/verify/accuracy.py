@@ -201,6 +201,16 @@ def hits(logits: Tensor, labels: Tensor) -> Tensor:
     return right.to(torch.float64).flatten(1).mean(1) if right.ndim > 1 else right.to(torch.float64)
 
 
+def accuracy(found: Outputs, labels: Tensor | None = None) -> float:
+    """Percent of right answers; labels default to those that came along. DataError without labels."""
+    truth = found.labels if labels is None else labels
+    if truth is None:
+        raise DataError(
+            "data to measure accuracy on", "no labels", "a label for every sample", "give labelled data"
+        )
+    return 100 * float(hits(found.logits, checked_labels(truth, found.logits)).mean())
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, numpy or onnxruntime means that memory did not suffice."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -224,7 +234,7 @@ def _callable(
         return network, torch.device(device or "cpu"), None
     state = [*network.parameters(), *network.buffers()]
     place = torch.device(device) if device is not None else state[0].device if state else torch.device("cpu")
-    if any(tensor.device != place for tensor in state) and device is not None:
+    if device is not None and any(not _is_at(tensor, place) for tensor in state):
         network = copy.deepcopy(network).to(place).eval()
     dtype = next((tensor.dtype for tensor in state if tensor.is_floating_point()), None)
 
@@ -233,6 +243,10 @@ def _callable(
         return network(*args, **keywords)
 
     return call, place, dtype
+
+
+def _is_at(tensor: Tensor, place: torch.device) -> bool:
+    return tensor.device.type == place.type and place.index in (None, tensor.device.index)
 
 
 @contextmanager

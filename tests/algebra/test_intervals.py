@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 
@@ -180,6 +181,20 @@ def test_betting_bounds_hold_on_skewed_scores() -> None:
         assert (limits[:, 0] > truth).mean() <= allowed
         assert (limits[:, 1] < truth).mean() <= allowed
         assert limits[:, 0].mean() > truth - 0.12
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9])
+def test_betting_bounds_hold_for_every_sequence(confidence: float) -> None:
+    n = 8
+    rows = np.array(list(itertools.product((-1.0, 1.0), repeat=n)))
+    limits = np.array([bounded_bounds(row, confidence=confidence) for row in rows])
+    gains = (rows > 0).sum(1)
+    for rate in np.linspace(0, 1, 101):
+        chance = rate**gains * (1 - rate) ** (n - gains)
+        truth = 2 * rate - 1
+        assert chance[limits[:, 0] > truth + 1e-9].sum() <= 1 - confidence + 1e-12
+        assert chance[limits[:, 1] < truth - 1e-9].sum() <= 1 - confidence + 1e-12
+    assert limits[-1, 0] > 0 > limits[0, 1]  # eight of eight do tell
 
 
 def test_betting_order_is_that_of_the_keys() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from compressor.errors import DataError, ModelError
 from compressor.sources.samples import as_samples
 from compressor.verify.accuracy import (
+    accuracy,
     check_signal,
     checked_labels,
     class_scores,
@@ -247,3 +248,22 @@ def test_hits_agree_with_numpy() -> None:
     logits, labels = generator.normal(size=(200, 5)), generator.integers(0, 5, 200)
     found = hits(torch.from_numpy(logits), torch.from_numpy(labels))
     np.testing.assert_array_equal(found.numpy(), logits.argmax(1) == labels)
+    both = outputs_of(lambda x: x, as_samples((torch.from_numpy(logits), torch.from_numpy(labels))))
+    assert accuracy(both) == pytest.approx(100 * np.mean(logits.argmax(1) == labels))
+    with pytest.raises(DataError, match="no labels"):
+        accuracy(outputs_of(lambda x: x, as_samples(torch.from_numpy(logits))))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_a_copy_runs_on_the_device() -> None:
+    inputs, labels = data()
+    model = network()
+    state = torch.cuda.get_rng_state()
+    here, there = (outputs_of(model, as_samples((inputs, labels)), device=place) for place in ("cpu", "cuda"))
+    assert next(model.parameters()).device.type == "cpu"
+    assert there.logits.device.type == "cpu"
+    torch.testing.assert_close(here.logits, there.logits, rtol=1e-3, atol=1e-3)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    moved = outputs_of(model.cuda(), as_samples((inputs, labels)))
+    torch.testing.assert_close(moved.logits, there.logits)

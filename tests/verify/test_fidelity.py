@@ -75,7 +75,7 @@ def test_the_worst_class_is_found_with_its_count() -> None:
 
 def test_a_class_that_gained_least_is_the_worst() -> None:
     labels = torch.tensor([0, 0, 1, 1])
-    before, after = torch.eye(2)[[1, 1, 0, 1]], torch.eye(2)[[0, 0, 1, 1]]
+    before, after = torch.eye(3)[[1, 1, 0, 1]], torch.eye(3)[[0, 0, 1, 1]]  # class 2 has no sample
     assert (worst_class(before, after, labels).label, worst_class(before, after, labels).drop) == (1, -50.0)
 
 

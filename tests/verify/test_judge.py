@@ -190,9 +190,11 @@ def test_exact_mode_sees_flips_beyond_the_margin() -> None:
     assert (verdict.value, verdict.details["flips_beyond_margin"]) == ("passed", 0)
     assert verdict.compressed == pytest.approx(200 / 3)
     far = before.clone()
-    far[0] = torch.tensor([0.0, 1.0])
-    assert judge_outputs(before, far, tolerance=2.0).value == "passed"
-    verdict = judge_outputs(before, far, tolerance=1.2)
+    far[0] = torch.tensor([0.45, 0.55])  # changes by 0.55 what was apart by 1
+    spread = verdict.details["spread"]
+    assert judge_outputs(before, far, tolerance=1.1 / spread).value == "passed"
+    verdict = judge_outputs(before, far, tolerance=0.9 / spread)
+    assert verdict.details["max_relative_change"] < verdict.details["tolerance"]
     assert (verdict.value, verdict.details["flips_beyond_margin"]) == ("failed", 1)
 
 
