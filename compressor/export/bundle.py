@@ -9,12 +9,15 @@ apart.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,18 +27,48 @@ from compressor.export.files import replacing, to_json, write_json
 from compressor.export.manifest import MANIFEST, WEIGHTS, Manifest, Weights, read_manifest
 from compressor.export.widths import compare, different, rebuild, resized, tensors
 from compressor.records import SCHEMA_VERSION
+from compressor.sources.accept import same_random_state
+from compressor.sources.models import Source
+
+SourceLoader = Callable[[dict[str, Any]], nn.Module]
+"""The `source` of a manifest -> the original's architecture, with any weights."""
+
+
+def build_source(plain: dict[str, Any]) -> nn.Module:
+    """The default SourceLoader: see `compressor.sources.models.Source`. SourceError for a faulty one."""
+    known = {field.name for field in fields(Source)}
+    try:
+        if not plain.keys() <= known:
+            raise ValueError(f"unknown: {', '.join(sorted(plain.keys() - known))}")
+        source: Source = TypeAdapter(Source).validate_python(plain)
+    except ValueError as error:  # pydantic's errors are such, too
+        raise SourceError(
+            "manifest, source",
+            " ".join(str(error).split())[:300],
+            "spec, kind, place, name, arguments and sha256",
+            "call load(DIR, factory=callable) with the function that builds the original.",
+        ) from None
+    return source.rebuild()
 
 
 def save_bundle(
-    folder: str | Path, small: nn.Module, original: nn.Module, source: Mapping[str, Any]
+    folder: str | Path,
+    small: nn.Module,
+    original: nn.Module,
+    source: Mapping[str, Any],
+    source_loader: SourceLoader = build_source,
 ) -> Manifest:
     """Write both files of a bundle, each atomically; returns the manifest. The models stay as they are.
 
-    `source` is plain JSON data from which a `source_loader` makes `original`'s architecture again. Raises
-    ModelError if `small` cannot be rebuilt from `original` by widths alone, UsageError if nothing can be
-    written there.
+    `source` is plain JSON data from which `source_loader` makes `original`'s architecture again. Where it is
+    a bundle itself, the new one is written relative to that bundle's own source and needs its folder no more.
+    Raises ModelError if `small` cannot be rebuilt from `original` by widths alone, UsageError if nothing can
+    be written there.
     """
     folder = Path(folder)
+    if source.get("kind") == "bundle":
+        first = read_manifest(str(source.get("place")))
+        source, original = first.source, source_loader(dict(first.source))
     stored, tied, transient = _contents(small, original)
     widths = compare(original, small)
     left = compare(resized(original, widths), small)
@@ -71,14 +104,15 @@ def save_bundle(
 
 def load_bundle(
     folder: str | Path,
-    factory: Callable[[], nn.Module] | None = None,
-    source_loader: Callable[[dict[str, Any]], nn.Module] | None = None,
+    factory: Callable[..., nn.Module] | None = None,
+    source_loader: SourceLoader = build_source,
 ) -> nn.Module:
     """The compressed network of a bundle, in eval mode on the CPU, every tensor as it was saved.
 
-    The original's architecture comes from `factory()` if given, else from `source_loader(manifest.source)`;
-    its weights are replaced, so it needs none. Raises SourceError for a missing or damaged file, a manifest
-    that does not fit its tensors, and a source that makes another network; all before memory is taken.
+    The original's architecture comes from `factory` if given (called with the source's arguments, as in
+    `file.py:net?width=2`, if it takes them), else from `source_loader(manifest.source)`. Raises SourceError
+    for a missing or damaged file, a manifest that does not fit its tensors, and a source that makes another
+    network; all before memory is taken.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -86,11 +120,10 @@ def load_bundle(
     _check_file(path, manifest.weights)
     header = _header(path)
     _check_shapes(manifest, {name: entry[0] for name, entry in header.items()}, path)
-    if factory is None and source_loader is None:
-        raise UsageError(
-            f"loading '{folder}'", "no way to build the original", "a factory", "call load(DIR, factory=...)."
+    with same_random_state():  # the weights that it draws are replaced
+        original = (
+            source_loader(dict(manifest.source)) if factory is None else _call(factory, manifest.source)
         )
-    original = factory() if factory is not None else source_loader(dict(manifest.source))  # type: ignore[misc]
     if not isinstance(original, nn.Module):
         raise SourceError(
             f"the factory for '{folder}'",
@@ -102,6 +135,17 @@ def load_bundle(
     _check_names(module, manifest, header, path)
     _assign(module, manifest, path)
     return module.eval()
+
+
+def _call(factory: Callable[..., nn.Module], source: Mapping[str, Any]) -> nn.Module:
+    arguments = source.get("arguments")
+    if isinstance(arguments, dict) and arguments:
+        try:
+            inspect.signature(factory).bind(**arguments)
+        except (TypeError, ValueError):
+            return factory()
+        return factory(**arguments)
+    return factory()
 
 
 def _contents(small: nn.Module, original: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:

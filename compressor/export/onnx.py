@@ -83,7 +83,7 @@ def export_onnx(
 ) -> OnnxReport:
     """Write `model` as ONNX in float32 with a dynamic batch, compared with it at several batch sizes.
 
-    `example_inputs` are real inputs, as many as should be compared (at most 256 are). The file appears whole
+    `example_inputs` are real inputs, as many as should be compared (at most 64 are). The file appears whole
     or not at all, and the model is left as it is. Raises ModelError if neither exporter makes a file that is
     the network; a comparison without signal is no error here, but `report.parity.signal` is False.
     """

@@ -61,7 +61,7 @@ class Parity:
 
 
 def parity(
-    path: str | Path, model: nn.Module, inputs: Inputs, threads: int = 1, limit: int = 256, seed: int = 0
+    path: str | Path, model: nn.Module, inputs: Inputs, threads: int = 1, limit: int = 64, seed: int = 0
 ) -> Parity:
     """Compare a file's judged output with the network's in float64, at batch sizes 1, 2, 5 and then up to 32.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import SourceError, UsageError
-from compressor.export.inputs import Inputs, leaves
+from compressor.export.inputs import Inputs, leaves, primary
 
 TYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
@@ -62,15 +62,20 @@ def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSes
 class OnnxModel:
     """`OnnxModel(path, threads=1)(batch)`: torch inputs in, the judged output as a torch tensor out.
 
-    The judged output is the one named `logits`, else the first. Inputs are matched by name where they are a
-    dict, else by position, and converted to the file's types.
+    The judged output is the one named `logits`, else the first floating one. Inputs are matched by name where
+    they are a dict, else by position, and converted to the file's types.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         self.path, self.threads = Path(path), threads
         self._session = open_session(path, threads)
         self.inputs: tuple[str, ...] = tuple(entry.name for entry in self._session.get_inputs())
-        self.outputs: tuple[str, ...] = tuple(entry.name for entry in self._session.get_outputs())
+        outputs = {
+            entry.name: "float" in entry.type or "double" in entry.type
+            for entry in self._session.get_outputs()
+        }
+        self.outputs: tuple[str, ...] = tuple(outputs)
+        self.judged = primary(outputs)
         self._types = {entry.name: entry.type for entry in self._session.get_inputs()}
         self.signature: tuple[tuple[str, str, tuple[int | str | None, ...]], ...] = tuple(
             (entry.name, entry.type, tuple(entry.shape)) for entry in self._session.get_inputs()
@@ -83,8 +88,7 @@ class OnnxModel:
 
     def run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         """The judged output for what `feed` made."""
-        name = "logits" if "logits" in self.outputs else self.outputs[0]
-        return np.asarray(self._session.run([name], feed)[0])
+        return np.asarray(self._session.run([self.judged], feed)[0])
 
     def feed(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """The batch as onnxruntime takes it; UsageError if it does not have the file's inputs."""
