@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from compressor.errors import UsageError
 from compressor.sources.factories import meant
@@ -26,6 +26,15 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values do not change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_yes_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's `yes` is true, and true would quietly count as 1."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("a number or text, not yes / no")
+        return value
 
 
 class TrainSection(Section):
@@ -188,7 +197,7 @@ def _refused(error: ValidationError, where: str) -> UsageError:
         f"recipe {where}: {place}",
         f"{got}{more}",
         _expected(problem["msg"]),
-        "see the schema: `compressor schema`.",
+        "change it in the recipe.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def apply_state(model: nn.Module, state: Mapping[str, Tensor], where: str = "che
             "use an earlier checkpoint; this training run diverged.",
         )
     model.load_state_dict(state, strict=False)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _looks_like_safetensors(path: Path) -> bool:

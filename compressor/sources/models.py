@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from compressor.errors import ModelError, SourceError, UsageError
 from compressor.sources.accept import same_random_state
-from compressor.sources.checkpoint import apply_state, load_state
+from compressor.sources.checkpoint import apply_state, file_sha256, load_state
 from compressor.sources.factories import Argument, Factory, find_factory, meant, split_query
 from compressor.sources.network import impatient
 
@@ -89,6 +89,8 @@ class LoadedModel:
     """One sample's shape, without the batch."""
     transform: Callable[[Any], Any] | None = None
     """Image -> input, as the weights were trained with."""
+    checkpoint_sha256: str | None = None
+    """Of the checkpoint file that was loaded into it."""
     trained: bool = True
     """False if the weights are as initialised: no checkpoint was given, none comes with the name."""
 
@@ -128,6 +130,7 @@ def load_model(
     if checkpoint is not None:
         path = (base or Path.cwd()) / Path(checkpoint).expanduser()
         apply_state(loaded.model, load_state(path), where=f"checkpoint {path}")
+        loaded = replace(loaded, checkpoint_sha256=file_sha256(path))
     refuse_infinite_weights(loaded.model, spec)
     return loaded
 
@@ -184,7 +187,9 @@ def _from_torchvision(spec: str, name: str, given: dict[str, Argument], pretrain
     transform = choice.transforms() if choice else None
     source = Source(spec, "torchvision", name, arguments=arguments)
     size = 299 if name == "inception_v3" else 224
-    return LoadedModel(model.eval(), source, (3, size, size), transform, choice is not None or not pretrained)
+    return LoadedModel(
+        model.eval(), source, (3, size, size), transform, trained=choice is not None or not pretrained
+    )
 
 
 def _torchvision_builder(name: str) -> Callable[..., nn.Module]:

@@ -66,6 +66,10 @@ class Samples:
                 raise _two_answers(self.name, int(places[changed[0]]))
         return inputs, labels
 
+    def named(self, name: str) -> Samples:
+        """The same samples under the name that messages shall give them."""
+        return self.take(np.arange(len(self)), name)
+
     def take(self, ids: Tensor | np.ndarray | Sequence[int], name: str | None = None) -> Samples:
         """A view of these samples, in this order, under new ids 0..k-1."""
         places = np.asarray(ids, dtype=np.int64)

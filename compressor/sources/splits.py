@@ -56,7 +56,7 @@ def split_by_content(samples: Samples, sizes: Mapping[str, int], seed: int = 0) 
         end = min(start + size, len(ranked))
         if start < end < len(ranked):
             end = int(np.searchsorted(ranked, ranked[end - 1], side="right"))
-        cuts[name] = samples.take(order[start:end], name=name)
+        cuts[name] = samples.take(order[start:end], name=_words(name))
         start = end
     return cuts
 
@@ -67,7 +67,11 @@ def complete(given: Mapping[str, Any], source: str, seed: int = 0, drop_shared: 
     Raises DataError for an unknown part, for too few samples, and where the judge's inputs were also given to
     calibrate or tune (with `drop_shared` they are left out there instead).
     """
-    parts = {name: as_samples(data, name=f"{name} data") for name, data in given.items() if _known(name)}
+    parts = {
+        name: _named(as_samples(data, name=_words(name)), name)
+        for name, data in given.items()
+        if _known(name)
+    }
     if not parts:
         raise DataError(
             f"data {source!r}", "no part", f"at least one of {', '.join(PARTS)}", "give calibrate=..."
@@ -111,6 +115,17 @@ def refuse_labels(samples: Samples, classes: int) -> None:
             f"0..{classes - 1}, as the model has {classes} outputs",
             "check that model and data belong together, and that labels start at 0.",
         )
+
+
+def _words(name: str) -> str:
+    return f"{name} data"
+
+
+def _named(samples: Samples, name: str) -> Samples:
+    """Samples that the caller made, under the name of their part; hashed first, so that views share them."""
+    if samples.name == _words(name) or not len(samples.hashes):
+        return samples
+    return samples.named(_words(name))
 
 
 def _known(name: str) -> bool:

@@ -217,6 +217,23 @@ def test_downloads_fail_politely(tmp_path: Path, monkeypatch):
         assert caught.value.exit_code == 3
 
 
+def test_cifar10(monkeypatch, tmp_path: Path):
+    class Fake:
+        def __init__(self, root, train, download):
+            random = np.random.RandomState(int(train))
+            self.data = random.randint(0, 256, (5040 if train else 30, 32, 32, 3), np.uint8)
+            self.targets = [place % 10 for place in range(len(self.data))]
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Fake)
+    monkeypatch.setenv("CIFAR10", str(tmp_path))
+    data = load_data("cifar10")
+    assert (len(data.train), len(data.calibrate), len(data.tune), len(data.judge)) == (40, 3500, 1500, 30)
+    first = np.random.RandomState(0).randint(0, 256, (30, 32, 32, 3), np.uint8)[0]
+    wanted = (first[5, 6, 2] / 255 - 0.4465) / 0.2616
+    assert abs(float(data.judge[0][0][2, 5, 6]) - wanted) < 1e-5
+    assert data.judge.name == "judge data"
+
+
 def paint(folder: Path, count: int, seed: int, size=40) -> None:
     from PIL import Image
 

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_file_factory_with_arguments_and_checkpoint(folder: Path):
     torch.save({"state_dict": {k: v + 1 for k, v in loaded.model.state_dict().items()}}, folder / "c.pt")
     again = load_model("net.py:net?width=2", checkpoint="c.pt", base=folder)
     assert again.trained
+    assert again.checkpoint_sha256 == hashlib.sha256((folder / "c.pt").read_bytes()).hexdigest()
     assert torch.equal(again.model[1].weight, loaded.model[1].weight + 1)
 
 
