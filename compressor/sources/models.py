@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -168,12 +169,11 @@ def _from_torchvision(spec: str, name: str, given: dict[str, Argument], pretrain
                 "pick one.",
             )
         choice = torchvision.models.get_model_weights(name)[str(weights)]
-        arguments = {**_WHEN_PRETRAINED.get(name, {}), **arguments}
     kwargs: dict[str, Any] = dict(arguments) if choice else _plain_arguments(name, arguments, draw=True)
     with impatient():
         try:
             model = builder(weights=choice, progress=False, **kwargs) if choice else builder(**kwargs)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise SourceError(
                 f"model {spec!r}",
                 f"no weights: {type(error).__name__}: {error}",
@@ -185,6 +185,7 @@ def _from_torchvision(spec: str, name: str, given: dict[str, Argument], pretrain
                 f"model {spec!r}", str(error), "arguments that torchvision's builder accepts", "see its help."
             ) from error
     transform = choice.transforms() if choice else None
+    arguments = {**_WHEN_PRETRAINED.get(name, {}), **arguments} if choice else arguments
     source = Source(spec, "torchvision", name, arguments=arguments)
     size = 299 if name == "inception_v3" else 224
     return LoadedModel(

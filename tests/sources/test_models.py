@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from compressor.errors import CompressorError, ModelError, SourceError, UsageError
@@ -117,23 +118,27 @@ def test_torchvision_offline_says_what_next(monkeypatch, tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_torchvision_cached_weights_are_used_and_rebuilt(monkeypatch, tmp_path: Path):
-    import torchvision
-
+@pytest.mark.parametrize(
+    ("name", "size"), [("inception_v3", 299), ("googlenet", 224), ("squeezenet1_1", 224)]
+)
+def test_torchvision_cached_weights_are_used_and_rebuilt(monkeypatch, tmp_path: Path, name, size):
+    builder = torchvision.models.get_model_builder(name)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        full = torchvision.models.inception_v3(weights=None, init_weights=False)
-    url = torchvision.models.Inception_V3_Weights.DEFAULT.url
+        full = builder(weights=None, **({} if name == "squeezenet1_1" else {"init_weights": False}))
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(full.state_dict(), tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1])
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
-    loaded = load_model("torchvision:inception_v3")
+    loaded = load_model(f"torchvision:{name}")
     assert loaded.trained
     assert loaded.transform is not None
-    assert loaded.input_shape == (3, 299, 299)
+    assert loaded.input_shape == (3, size, size)
     rebuilt = loaded.source.rebuild()
     rebuilt.load_state_dict(loaded.model.state_dict())
-    assert rebuilt.transform_input == loaded.model.transform_input is True
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(rebuilt(images), loaded.model(images))
 
 
 @pytest.mark.parametrize(
