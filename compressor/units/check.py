@@ -24,6 +24,9 @@ from compressor.units.trial import Trial
 
 Kept = dict[str, tuple[int, ...]]
 DRAWS = 2
+"""Dry runs that every group must pass: one with the model's own weights, one with random ones."""
+MORE = 2
+"""Further draws for groups that no output hears in these."""
 
 
 def checked(model: nn.Module, graph: UnitGraph, inputs: Any, seed: int = 0) -> UnitGraph:
@@ -37,27 +40,47 @@ def checked(model: nn.Module, graph: UnitGraph, inputs: Any, seed: int = 0) -> U
         return graph
     trial = Trial(model, graph, inputs, seed)
     reasons: dict[str, str] = {}
-    while live:
+    while True:
         before = len(reasons)
         for draw in range(DRAWS):
-            drawn = random_halves(graph, live, seed, draw)
-
-            def outcome(names: list[str], drawn: Kept = drawn, draw: int = draw) -> str | None:
-                return trial.difference({name: drawn[name] for name in names}, generic=draw > 0)
-
-            live = sift(live, outcome, reasons)
-            if live:
-                small = cut(model, graph, {name: drawn[name] for name in live})
-                wrong = certify(model, small, graph, {name: drawn[name] for name in live}, inputs)
-                reasons.update({name: f"dry run: {why}" for name, why in wrong.items()})
-                live = [name for name in live if name not in wrong]
+            live = _passing(trial, random_halves(graph, live, seed, draw), draw, reasons)
+        if live:
+            kept = random_halves(graph, live, seed, DRAWS - 1)
+            wrong = certify(model, cut(model, graph, kept), graph, kept, inputs)
+            reasons.update({name: f"dry run: {why}" for name, why in wrong.items()})
+            live = [name for name in live if name not in wrong]
         if len(reasons) == before:
             break
-    if live:
-        draws = [random_halves(graph, live, seed, draw) for draw in range(DRAWS)]
-        for name in trial.without_signal(draws):
-            reasons[name] = "no signal reaches the output"
+    _freeze_unheard(trial, graph, live, seed, reasons)
     return frozen(graph, reasons)
+
+
+def _passing(trial: Trial, drawn: Kept, draw: int, reasons: dict[str, str]) -> list[str]:
+    def outcome(names: list[str]) -> str | None:
+        return trial.difference({name: drawn[name] for name in names}, draw)
+
+    return sift(list(drawn), outcome, reasons)
+
+
+def _freeze_unheard(
+    trial: Trial, graph: UnitGraph, live: list[str], seed: int, reasons: dict[str, str]
+) -> None:
+    """A dry run proves nothing about units that no output hears; more draws are tried first."""
+    wanted: dict[str, set[tuple[str, bool]]] = {name: set() for name in live}
+    got: set[tuple[str, str, bool]] = set()
+    for draw in range(DRAWS + MORE):
+        missing = [n for n in live if draw == 0 or not all((n, *part) in got for part in wanted[n])]
+        if draw >= DRAWS:
+            missing = _passing(trial, random_halves(graph, missing, seed, draw), draw, reasons)
+        if not missing:
+            return
+        kept = random_halves(graph, live, seed, draw)
+        for name, tensor, stays, _ in trial.parts(kept):
+            wanted[name].add((tensor, stays))
+        got |= trial.heard(kept, draw)
+    for name in live:
+        if name not in reasons and not all((name, *part) in got for part in wanted[name]):
+            reasons[name] = "no signal reaches the output"
 
 
 def frozen(graph: UnitGraph, reasons: Mapping[str, str]) -> UnitGraph:

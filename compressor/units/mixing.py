@@ -108,6 +108,17 @@ def pointwise(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], o
     return [result, *[opaque(o) for o in out[1:]]] if isinstance(out, (tuple, list)) else result
 
 
+@rule("glu")
+def gated(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """One half gates the other: a unit goes together with its gate."""
+    value = args[0]
+    if not isinstance(value, Activation):
+        return opaque(out)
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+    left, right = value.labels.chunk(2, dim)
+    return Activation(_meet(walk, left, right, "glu"))
+
+
 def _meet(walk: Walk, left: Tensor, right: Tensor, name: str) -> Tensor:
     """Unite the labels of two operands of the same (broadcast) shape; return the labels of the result.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -78,6 +79,10 @@ def product(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out
     left, right = (args[1], args[2]) if bias is not None else (args[0], args[1])
     if isinstance(left, Activation) and isinstance(right, Parameter) and name in ("mm", "addmm"):
         return _linear(walk, left, right, bias, out)
+    if isinstance(left, Activation) and isinstance(right, Parameter) and name == "bmm":
+        plain = _repeated(right)
+        if plain is not None:
+            return _linear(walk, left, plain, None, out)
     if isinstance(left, Activation) and isinstance(right, Activation) and name in ("bmm", "mm"):
         return _between_activations(walk, left, right, out)
     walk.freeze(
@@ -95,13 +100,27 @@ def _linear(walk: Walk, value: Activation, weight: Parameter, bias: Any, out: An
     else:
         walk.freeze([value, weight, bias], COMPUTED)
         return opaque(out)
-    inside = walk.features(value, 1, "an input feature of a linear layer is not one unit")
+    inside = walk.features(value, -1, "an input feature of a linear layer is not one unit")
     labels = _writes(walk, weight.name, out_axis, shape[out_axis], bias)
     walk.found.slot(weight.name, in_axis, inside, "consumes")
     walk.found.products.append(
-        Product(weight.name, "linear", in_axis, out_axis, True, shape.numel() * value.labels.size(0))
+        Product(weight.name, "linear", in_axis, out_axis, True, shape.numel() * value.labels[..., 0].numel())
     )
-    return Activation(labels.reshape(1, -1).expand(out.shape))
+    return Activation(labels.expand(out.shape))
+
+
+def _repeated(parameter: Parameter) -> Parameter | None:
+    """The matrix of which a three-dimensional view of a parameter is only repetitions, if it is one."""
+    index, shape = parameter.index, parameter.original
+    if index.dim() != 3 or len(shape) != 2 or index[0].numel() != shape.numel():
+        return None
+    if index.size(0) > 1 and index.stride(0) != 0 and not bool((index == index[:1]).all()):
+        return None
+    for order in ((0, 1), (1, 0)):
+        whole = Parameter(parameter.name, shape, order, None, parameter.pure)
+        if whole.shape == index.shape[1:] and torch.equal(whole.index, index[0]):
+            return whole
+    return None
 
 
 def _between_activations(walk: Walk, left: Activation, right: Activation, out: Any) -> Any:

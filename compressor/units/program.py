@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,23 +128,24 @@ def record(model: nn.Module, inputs: Any) -> Program:
     flow needs them. Raises ModelError where the forward pass fails or cannot be recorded.
     """
     flat, spec = pytree.tree_flatten(call_arguments(inputs))
-    try:
-        program = _recorded(model, flat, spec, "fake")
-    except Exception:  # noqa: BLE001  (whatever fails on shapes alone is tried, and reported, on real values)
-        program = None
-    if program is None or any(isinstance(constant, FakeTensor) for constant in _constants(program)):
+    error: Exception | None = None
+    for mode, twice in (("fake", False), ("real", False), ("real", True)):
         try:
-            program = _recorded(model, flat, spec, "real")
-        except Exception as error:  # whatever the user's forward raises is reported as such
-            raise failed(error) from error
-    if not program.output_nodes:
+            program = _recorded(model, flat, spec, mode, twice)
+        except Exception as raised:  # noqa: BLE001  (the next way is tried; the last error is the model's own)
+            error = raised
+            continue
+        if any(isinstance(constant, FakeTensor) for constant in _constants(program)):
+            continue
+        if program.output_nodes:
+            return program
         raise ModelError(
             "model output",
-            "no tensors",
+            "no tensor that depends on the input",
             "a tensor, or tuples, dicts or dataclasses of tensors",
-            "wrap the model",
+            "wrap the model so that it returns its predictions",
         )
-    return program
+    raise failed(error or RuntimeError("the forward pass cannot be recorded"))
 
 
 def _constants(program: Program) -> list[Any]:
@@ -152,7 +153,10 @@ def _constants(program: Program) -> list[Any]:
     return [getattr(program.graph, path, None) for path in paths]
 
 
-def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Literal["fake", "real"]) -> Program:
+def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Any, twice: bool) -> Program:
+    """One way to record: on fake or real tensors; `twice` records first and removes in-place writes later
+    (custom autograd functions cannot be recorded in one go).
+    """
     model = copy.deepcopy(model).eval()
     state, tied = named_state(model)
     names = [name for name in state if name not in tied]
@@ -164,9 +168,20 @@ def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Literal["fake"
         out = functional_call(model, values, call_args, call_kwargs, tie_weights=False)
         return tensors_in(out)
 
-    recorder = make_fx(functionalize(forward), tracing_mode=mode, _allow_non_fake_inputs=True)
+    def recorder(function: Any) -> Any:
+        return make_fx(
+            function,
+            tracing_mode=mode,
+            _allow_non_fake_inputs=True,
+            _error_on_data_dependent_ops=mode == "fake",
+        )
+
+    arguments = [state[n] for n in names], flat
     with torch.random.fork_rng(devices=[]), torch.no_grad(), unfused(), counted_calls(model) as calls:
-        traced = recorder([state[n] for n in names], flat)
+        traced = recorder(forward)(*arguments) if twice else recorder(functionalize(forward))(*arguments)
+        calls = dict(calls)
+        if twice:
+            traced = recorder(functionalize(traced))(*arguments)
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     output = next(node for node in traced.graph.nodes if node.op == "output")
     return Program(
@@ -175,7 +190,7 @@ def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Literal["fake"
         input_nodes=tuple(placeholders[len(names) :]),
         output_nodes=tuple(node for node in pytree.tree_leaves(output.args) if isinstance(node, Node)),
         tied=tied,
-        calls=dict(calls),
+        calls=calls,
         inputs=tuple(flat),
     )
 

@@ -221,7 +221,7 @@ class Walk:
         return last
 
     def _step(self, node: Node) -> None:
-        out = node.meta["val"]
+        out = node.meta.get("val")
         arguments = list(torch.fx.map_arg(node.args, lambda n: self.values[n]))
         keywords = dict(torch.fx.map_arg(node.kwargs, lambda n: self.values[n]))
         handler = RULES.get(operation_name(node))

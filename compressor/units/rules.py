@@ -31,15 +31,26 @@ MOVES = (
     "permute_copy", "transpose_copy", "t_copy", "expand_copy", "slice_copy", "select_copy", "alias_copy",
     "unbind_copy", "diagonal_copy", "unfold_copy", "as_strided_copy",
 )  # fmt: skip
-SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy")
+SPLITS = (
+    "split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy", "unsafe_split",
+    "unsafe_chunk", "unsafe_split_with_sizes",
+)  # fmt: skip
 RESHAPES = ("view", "_unsafe_view", "_reshape_alias", "view_copy", "reshape")
 COPIES = ("clone", "contiguous", "_to_copy", "lift_fresh_copy", "copy", "to", "detach_copy")
 LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
 CREATIONS = (
     "new_zeros", "new_ones", "new_full", "new_empty", "empty", "zeros", "ones", "full", "arange",
     "scalar_tensor", "linspace", "eye", "new_empty_strided", "empty_strided", "sym_size", "rand", "randn",
-    "randint", "randperm", "hann_window",
+    "randint", "randperm", "hann_window", "fill", "zero",
 )  # fmt: skip
+
+
+KNOWN = {
+    "lstm": "recurrent layer (LSTM)", "gru": "recurrent layer (GRU)", "mkldnn_rnn": "recurrent layer (LSTM)",
+    "_cudnn_rnn": "recurrent layer", "bilinear": "bilinear layer", "scaled_dot_product": "attention heads",
+    "_local_scalar_dense": "read by the program's control flow",
+}  # fmt: skip
+"""Plain words for operations that are refused on purpose, by a part of their name."""
 
 
 def _labels_of(value: Any, numbers: bool) -> Any:
@@ -242,18 +253,21 @@ def _beside(labels: Tensor, dims: list[int], out: Tensor) -> Tensor | None:
       "index_add", "index_copy", "as_strided_scatter", "index_fill")  # fmt: skip
 def written(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """Writing at positions: harmless inside units, refused where it tells units apart."""
-    value = args[0]
-    sources = [v for v in leaves(args[1:]) if isinstance(v, Activation) and bool((v.labels >= 0).any())]
-    if isinstance(value, Activation) and not sources:
-        name = operation_name(node)
-        at = {
-            "slice_scatter": args[2] if len(args) > 2 else 0,
-            "select_scatter": args[2] if len(args) > 2 else 0,
-        }
-        dims = [at[name]] if name in at else list(range(value.labels.dim()))
-        if not varies(value.labels, dims):
-            return Activation(value.labels.expand(out.shape))
-    walk.freeze([value, *args[1:]], "units are written in place by position")
+    value, name = args[0], operation_name(node)
+    if isinstance(value, Activation) and name in ("slice_scatter", "select_scatter"):
+        source, dim = args[1], (args[2] if len(args) > 2 else 0)
+        if isinstance(source, Activation) and value.made:
+            return Activation(_run(node, [value.labels, source.labels, *args[2:]], kwargs))
+        if isinstance(source, Activation) and not varies(value.labels, [dim]):
+            line = value.labels.narrow(dim, 0, 1)
+            other = source.labels.unsqueeze(dim) if name == "select_scatter" else source.labels
+            same_units = bool((line == other.narrow(dim, 0, 1)).all())
+            if source.made or same_units or not bool((value.labels >= 0).any() | (other >= 0).any()):
+                return Activation(value.labels)
+    labelled = [v for v in leaves(args) if isinstance(v, Activation) and bool((v.labels >= 0).any())]
+    if all(v is value for v in labelled) and not varies(value.labels, list(range(value.labels.dim()))):
+        return Activation(value.labels.expand(out.shape))
+    walk.freeze(args, "units are written in place by position")
     return opaque(out)
 
 
@@ -288,7 +302,9 @@ def item(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: A
 @rule("*unknown")
 def unknown(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """Never a guess: units that reach an operation without a rule are frozen by its name."""
-    walk.freeze(list(args) + list(kwargs.values()), f"operation `{operation_name(node)}` is not followed")
+    name = operation_name(node)
+    words = next((w for part, w in KNOWN.items() if part in name), f"operation `{name}` is not followed")
+    walk.freeze(list(args) + list(kwargs.values()), words)
     return opaque(out)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from compressor.errors import ModelError
 from compressor.units import mixing, products, rules  # noqa: F401  (importing registers the rules)
-from compressor.units.graph import UnitGraph
+from compressor.units.graph import Role, UnitGraph
 from compressor.units.grouping import assemble
 from compressor.units.program import Program, example_pair, named_state, record
 from compressor.units.propagate import Found, Walk
@@ -54,7 +55,17 @@ def _spread_elements(found: Found) -> None:
             found.families.freeze(roots, f"`{name}` is {MIXED}" if len(axes) != 1 else twice)
             continue
         line = roots.movedim(axes[0], 0).reshape(shape[axes[0]], -1)[:, 0]
-        found.slot(name, axes[0], line, "carries")
+        found.slot(name, axes[0], line, _role(found, name, line))
+
+
+def _role(found: Found, name: str, line: torch.Tensor) -> Role:
+    """A bias that is added on its own belongs to the layer that writes the units."""
+    owner, _, leaf = name.rpartition(".")
+    for (weight, axis), labels in found.slots.items():
+        mine = leaf == "bias" and weight == f"{owner}.weight" and found.roles[weight, axis] == "produces"
+        if mine and np.array_equal(found.families.roots(labels.numpy()), line.numpy()):
+            return "produces"
+    return "carries"
 
 
 def _varies_only(roots: torch.Tensor, axis: int) -> bool:

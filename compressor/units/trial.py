@@ -4,7 +4,7 @@ out."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,12 @@ class Trial:
                     return ready, dtype
         raise failed(error or RuntimeError("outputs have neither float64 nor float32 values"))
 
-    def difference(self, kept: Kept, generic: bool) -> str | None:
-        """None if the network cut to `kept` equals the one that ignores the other units; else what went
-        wrong."""
-        whole = self._reference(kept, generic)
+    def difference(self, kept: Kept, draw: int) -> str | None:
+        """None if the network cut to `kept` equals the one that ignores all other units; else what is wrong.
+
+        Draw 0 has the model's own weights, later draws have random ones.
+        """
+        whole = self._reference(kept, draw)
         expected = self._forward(whole, self._inputs)
         try:
             got = self._forward(cut(whole, self._graph, kept), self._inputs)
@@ -59,40 +61,81 @@ class Trial:
             return f"dry run: forward fails after the cut: {first_line(error)}"
         if [out.shape for out in got] != [out.shape for out in expected]:
             return "dry run: outputs changed their shape when units were cut"
-        worst = max((_relative(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
-        if worst <= self.rounding:
+        worst = _gap(got, expected)
+        if worst <= self.rounding or worst <= self._amplified(whole, expected):
             return None
         return f"dry run: outputs changed by {worst:.0e} when units were cut"
 
-    def without_signal(self, draws: Sequence[Kept]) -> list[str]:
-        """Groups of which some consumer's reading moves no output in any draw, so that a dry run proves
-        nothing."""
-        unheard = list(draws[0])
-        for draw, kept in enumerate(draws):
-            if unheard:
-                reach = self._reach(self._reference(kept, draw > 0))
-                unheard = [name for name in unheard if not self._heard(name, kept, reach)]
-        return unheard
+    def _amplified(self, whole: nn.Module, expected: list[Tensor]) -> float:
+        """What this network makes of rounding: deep random networks amplify it by many orders."""
+        tiny = torch.finfo(self.dtype).eps
 
-    def _reference(self, kept: Kept, generic: bool) -> nn.Module:
-        """A copy that reads only `kept`: with its own weights, or (`generic`) with random ones of the same
-        shapes."""
+        def blur(leaf: Any) -> Any:
+            return leaf * (1 + 8 * tiny) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        outputs = self._forward(whole, pytree.tree_map(blur, self._inputs))
+        return min(30 * _gap(outputs, expected), 100 * self.rounding)
+
+    def heard(self, kept: Kept, draw: int) -> set[tuple[str, str, bool]]:
+        """Where units can be told: (group, consumer weight, whether among the kept or the dropped units)."""
+        whole = self._reference(kept, draw)
+        reach = self._reach(whole)
+        found = set()
+        for name, tensor, stays, entries in self.parts(kept):
+            if tensor in reach:
+                loud = bool((reach[tensor][entries] > SIGNAL * self.rounding).any())
+            else:  # no gradient comes here (computed under no_grad): change the weights and look
+                loud = self._moves(whole, tensor, entries) > SIGNAL * self.rounding
+            if loud:
+                found.add((name, tensor, stays))
+        return found
+
+    def parts(self, kept: Kept) -> Iterator[tuple[str, str, bool, np.ndarray]]:
+        """(group, consumer weight, whether these are the kept units, their positions in the weight)."""
+        by_name = {group.name: group for group in self._graph.groups}
+        for name, indices in kept.items():
+            group = by_name[name]
+            for stays in (True, False):
+                inside = np.zeros(self._graph.n_units + 1, dtype=bool)
+                inside[group.units] = not stays
+                inside[group.units[list(indices)]] = stays
+                for axis in self._consumers:
+                    entries = np.flatnonzero(inside[axis.units])
+                    if len(entries):
+                        yield name, axis.tensor, stays, entries
+
+    def _moves(self, whole: nn.Module, tensor: str, entries: np.ndarray) -> float:
+        expected = self._forward(whole, self._inputs)
+        weight = whole.get_parameter(tensor)
+        axis = next(a.axis for a in self._consumers if a.tensor == tensor)
+        before = weight.detach().clone()
+        with torch.no_grad():
+            fill = before.square().mean().sqrt()
+            weight.index_add_(
+                axis,
+                torch.from_numpy(entries),
+                torch.full_like(before.index_select(axis, torch.from_numpy(entries)), float(fill)),
+            )
+            moved = _gap(self._forward(whole, self._inputs), expected)
+            weight.copy_(before)
+        return moved
+
+    def _reference(self, kept: Kept, draw: int) -> nn.Module:
+        """A copy that reads only `kept`: with its own weights (draw 0), or with random ones."""
         whole = _settled(copy.deepcopy(self._model), self.dtype)
         mask = keep_mask(self._graph, kept)
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self._seed + 1000 * draw)
         with torch.no_grad():
-            if generic:
+            if draw > 0:
                 _randomise(whole, self._consumers, mask, generator)
             else:
                 _awaken(whole, generator)
             for axis in self._consumers:
-                line = _column(axis, mask, whole)
-                tensor = whole.get_parameter(axis.tensor)
-                tensor.index_fill_(axis.axis, line, 0.0)
-        if generic:
+                whole.get_parameter(axis.tensor).index_fill_(axis.axis, _gone(axis, mask), 0.0)
+        if draw > 0:
             self._restandardise(whole)
             if not all(bool(torch.isfinite(out).all()) for out in self._forward(whole, self._inputs)):
-                return self._reference(kept, generic=False)
+                return self._reference(kept, draw=0)
         return whole
 
     def _restandardise(self, whole: nn.Module) -> None:
@@ -103,8 +146,9 @@ class Trial:
             assert isinstance(module, nn.modules.batchnorm._BatchNorm)
             if isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor):
                 dims = [d for d in range(args[0].dim()) if d != 1]
-                module.running_mean.copy_(args[0].mean(dims))
-                module.running_var.copy_(args[0].var(dims, correction=0).clamp_min(1e-3))
+                mean, square = args[0].mean(dims), args[0].square().mean(dims)
+                module.running_mean.copy_(mean)
+                module.running_var.copy_((square - mean.square()).clamp_min(0.03 * square + 1e-3))
 
         norms = [m for m in whole.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         handles = [norm.register_forward_pre_hook(settle) for norm in norms]
@@ -151,20 +195,6 @@ class Trial:
                 reach[axis.tensor] = (weight.grad.square().sum(other).sqrt() * size).numpy()
         return reach
 
-    def _heard(self, name: str, kept: Kept, reach: Mapping[str, np.ndarray]) -> bool:
-        group = next(g for g in self._graph.groups if g.name == name)
-        stays = np.zeros(self._graph.n_units + 1, dtype=bool)
-        stays[group.units[list(kept[name])]] = True
-        goes = np.zeros(self._graph.n_units + 1, dtype=bool)
-        goes[group.units] = ~stays[group.units]
-        for axis in self._consumers:
-            for part in (stays[axis.units], goes[axis.units]):
-                if part.any():
-                    heard = reach.get(axis.tensor)
-                    if heard is None or not (heard[part] > SIGNAL * self.rounding).any():
-                        return False
-        return True
-
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:
     if not isinstance(leaf, Tensor):
@@ -184,9 +214,12 @@ def _relative(got: Tensor, expected: Tensor) -> float:
     return gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf"))
 
 
-def _column(axis: Axis, mask: np.ndarray, model: nn.Module) -> Tensor:
-    gone = np.flatnonzero((axis.units >= 0) & ~mask[np.maximum(axis.units, 0)])
-    return torch.from_numpy(gone).to(model.get_parameter(axis.tensor).device)
+def _gap(got: list[Tensor], expected: list[Tensor]) -> float:
+    return max((_relative(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+
+
+def _gone(axis: Axis, mask: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.flatnonzero((axis.units >= 0) & ~mask[np.maximum(axis.units, 0)]))
 
 
 def _awaken(model: nn.Module, generator: torch.Generator) -> None:
