@@ -1,15 +1,25 @@
 """From paths to a plan of a given size: one threshold on predicted loss per saved parameter (or MAC) over all paths.
 
-Along each path the lower convex envelope of (saving, cumulative loss) decides where stopping pays; savings are
-recomputed as neighbours shrink, and the threshold is bisected on the real size of the network that results.
+Along each path the lower convex envelope of (saving, cumulative loss) decides where stopping pays (a running maximum of
+marginal costs is not optimal); savings are recomputed as neighbours shrink, and the threshold is bisected on the real
+size of the network that results. Groups are rounded up to multiples of the runtime's block inside the bisection.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
+from compressor.errors import UsageError
 from compressor.planning.paths import Path
+from compressor.records import Plan
+from compressor.units.graph import UnitGraph
 from compressor.units.sizes import Sizes
+
+ROUNDS = 6
 
 
 def envelope(saving: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -26,61 +36,104 @@ def envelope(saving: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return np.array(hull)
 
 
-def stops(path: Path, saving: np.ndarray, threshold: float) -> int:
-    """How many units of a path go at this threshold (nats per saved unit of size)."""
-    gained = np.concatenate([[0.0], np.cumsum(np.maximum(saving[path.order], 1e-9))])
-    loss = np.concatenate([[0.0], np.cumsum(path.increments)])
-    hull = envelope(gained, loss)
-    slopes = np.diff(loss[hull]) / np.diff(gained[hull])
-    return int(hull[int(np.sum(slopes <= threshold))])
+@dataclass(frozen=True)
+class Allocator:
+    """Everything needed to turn a target size into a plan: `Allocator(...).plan("params", 0.35)`."""
 
+    graph: UnitGraph
+    paths: Sequence[Path]
+    sizes: Sizes
+    block: int = 1
 
-def allocate(paths: list[Path], sizes: Sizes, measure: str, target: float, n_units: int) -> tuple[np.ndarray, float]:
-    """Mask of the units that stay so that `measure` is the largest not above `target`; and the predicted loss."""
-    mask = np.ones(n_units, dtype=bool)
-    for _ in range(6):  # savings depend on the neighbours' widths: repeat at the widths found
-        saving = sizes.saving(measure, mask)
-        if not mask.all():
-            full = sizes.saving(measure, np.ones(n_units, dtype=bool))
-            saving = np.where(saving > 0, saving, 0.0)
-            saving = _spread(paths, saving, full, mask)
-        new = _at_target(paths, sizes, measure, target, saving, n_units)
-        if (new == mask).all():
-            break
-        mask = new
-    loss = sum(float(path.increments[: int((~mask[path.order]).sum())].sum()) for path in paths)
-    return mask, loss
+    def full(self) -> np.ndarray:
+        """Mask of all units."""
+        return np.ones(self.graph.n_units, dtype=bool)
 
+    def smallest(self, measure: str) -> int:
+        """Size if every path is followed to its end."""
+        return self.sizes.total(measure, self._rounded(self._mask([len(p.order) for p in self.paths])))
 
-def _spread(paths: list[Path], saving: np.ndarray, full: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Units already dropped count with the saving that a kept unit of the same kind would bring now."""
-    result = saving.copy()
-    for path in paths:
-        kept = path.order[mask[path.order]]
-        rate = saving[kept].sum() / max(full[kept].sum(), 1e-9) if len(kept) else 1.0
-        gone = path.order[~mask[path.order]]
-        result[gone] = full[gone] * rate
-    return result
+    def plan(self, measure: str, share: float) -> Plan:
+        """The plan whose `measure` (`params` or `macs`) is the largest not above `share` of the original.
 
+        Raises UsageError where even the smallest network is larger.
+        """
+        whole = self.sizes.total(measure, self.full())
+        least = self.smallest(measure)
+        if least > share * whole:
+            raise UsageError(
+                f"keep {measure}={share:g}",
+                f"{share:.4g} of {whole:,} {measure}",
+                f"at least {least / whole:.4g}: every group keeps a unit (aligned to {self.block}), and frozen layers stay",
+                "ask for more, or see `compressor inspect` for what is frozen.",
+            )
+        mask = self.full()
+        for _ in range(ROUNDS):  # savings depend on the neighbours' widths: repeat at the widths found
+            new = self._at_target(measure, share * whole, self._savings(measure, mask))
+            if (new == mask).all():
+                break
+            mask = new
+        return Plan(kept=self.kept(mask), predicted_loss=self.loss(mask))
 
-def _at_target(
-    paths: list[Path], sizes: Sizes, measure: str, target: float, saving: np.ndarray, n_units: int
-) -> np.ndarray:
-    low, high = -80.0, 20.0  # log of the threshold
-    best = mask_at(paths, saving, np.exp(high), n_units)
-    for _ in range(60):
-        middle = (low + high) / 2
-        mask = mask_at(paths, saving, np.exp(middle), n_units)
-        if sizes.total(measure, mask) > target:
-            low = middle
-        else:
-            high, best = middle, mask
-    return best
+    def kept(self, mask: np.ndarray) -> dict[str, tuple[int, ...]]:
+        """Group name -> indices that stay, for groups that lose units."""
+        found = {}
+        for group in self.graph.groups:
+            if group.frozen is None and not mask[group.units].all():
+                found[group.name] = tuple(np.flatnonzero(mask[group.units]).tolist())
+        return found
 
+    def loss(self, mask: np.ndarray) -> float:
+        """Predicted loss in nats of what `mask` drops."""
+        return float(sum(path.increments[~mask[path.order]].sum() for path in self.paths))
 
-def mask_at(paths: list[Path], saving: np.ndarray, threshold: float, n_units: int) -> np.ndarray:
-    """Units that stay at one threshold."""
-    mask = np.ones(n_units, dtype=bool)
-    for path in paths:
-        mask[path.order[: stops(path, saving, threshold)]] = False
-    return mask
+    def _savings(self, measure: str, mask: np.ndarray) -> np.ndarray:
+        saving = self.sizes.saving(measure, mask)
+        if mask.all():
+            return saving
+        full = self.sizes.saving(measure, self.full())
+        for path in self.paths:  # units already gone count with what a kept one of their path saves now
+            kept, gone = path.order[mask[path.order]], path.order[~mask[path.order]]
+            rate = saving[kept].sum() / max(full[kept].sum(), 1e-9) if len(kept) else 1.0
+            saving[gone] = full[gone] * rate
+        return saving
+
+    def _at_target(self, measure: str, target: float, saving: np.ndarray) -> np.ndarray:
+        low, high = -90.0, 30.0  # log of the threshold in nats per saved unit of size
+        hulls = [self._hull(path, saving) for path in self.paths]
+        best = self._rounded(self._mask([len(p.order) for p in self.paths]))
+        for _ in range(60):
+            middle = (low + high) / 2
+            stops = [int(hull[int((slopes <= math.exp(middle)).sum())]) for hull, slopes in hulls]
+            mask = self._rounded(self._mask(stops))
+            if self.sizes.total(measure, mask) > target:
+                low = middle
+            else:
+                high, best = middle, mask
+        return best
+
+    @staticmethod
+    def _hull(path: Path, saving: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        gained = np.concatenate([[0.0], np.cumsum(np.maximum(saving[path.order], 1e-9))])
+        loss = np.concatenate([[0.0], np.cumsum(path.increments)])
+        hull = envelope(gained, loss)
+        return hull, np.diff(loss[hull]) / np.diff(gained[hull])
+
+    def _mask(self, stops: Sequence[int]) -> np.ndarray:
+        mask = self.full()
+        for path, stop in zip(self.paths, stops, strict=True):
+            mask[path.order[:stop]] = False
+        return mask
+
+    def _rounded(self, mask: np.ndarray) -> np.ndarray:
+        """Units that were dropped last come back until every group is a multiple of the block (or whole)."""
+        if self.block <= 1:
+            return mask
+        mask = mask.copy()
+        rank = {int(unit): i for path in self.paths for i, unit in enumerate(path.order)}
+        for group in self.graph.groups:
+            gone = [int(u) for u in group.units if not mask[u]]
+            short = -(len(group.units) - len(gone)) % self.block
+            back = sorted(gone, key=lambda u: -rank[u])[:short]
+            mask[back] = True
+        return mask

@@ -5,7 +5,10 @@ Groups whose units meet at a tap (branches of a concat) form a cluster: units of
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +50,8 @@ def clusters(graph: UnitGraph) -> list[list[Group]]:
 
 def consumer_matrix(module: nn.Module, tap: Tap, per_kernel: bool) -> Tensor:
     """(O', D) weights of a consumer over its regressors; without kernel regressors the kernel taps are more outputs."""
-    weight: Tensor = module.weight.detach().double()  # type: ignore[assignment]
+    layer: Any = module
+    weight: Tensor = layer.weight.detach()
     if tap.kind == "linear" or per_kernel:
         return weight.flatten(1)
     if tap.kind == "conv":
@@ -55,11 +59,9 @@ def consumer_matrix(module: nn.Module, tap: Tap, per_kernel: bool) -> Tensor:
     return weight.flatten(2).permute(2, 1, 0).flatten(0, 1)
 
 
-def curved_product(matrix: Tensor, statistics: TapStatistics, diagonal: bool) -> Tensor:
+def curved_product(matrix: Tensor, statistics: TapStatistics) -> Tensor:
     """(D, D) M = ½ Wᵀ F W with F the curvature at the outputs per sample (summed over positions)."""
     curvature = statistics.curvature / max(statistics.samples, 1)
-    if diagonal:
-        curvature = torch.diag(curvature.diagonal())
     outputs = len(curvature)
     total = matrix.new_zeros(matrix.shape[1], matrix.shape[1])
     for part in matrix.split(outputs):
@@ -68,19 +70,24 @@ def curved_product(matrix: Tensor, statistics: TapStatistics, diagonal: bool) ->
 
 
 def tap_state(
-    module: nn.Module, tap: Tap, statistics: TapStatistics, local: dict[int, int], ridge: float, diagonal: bool
+    module: nn.Module, tap: Tap, statistics: TapStatistics, local: Mapping[int, int], ridge: float, intercept: bool
 ) -> TapState:
-    """The starting point of elimination at one tap for the units numbered by `local`."""
-    exact = statistics.per_kernel or tap.intercept_exact
+    """The starting point of elimination at one tap for the units numbered by `local`.
+
+    Where a constant has no exact place (no bias, zero padding seen per channel), E[x xᵀ] replaces the covariance, so
+    that path and surgery agree.
+    """
+    exact = intercept and (statistics.per_kernel or tap.intercept_exact)
     second = statistics.moments.covariance() if exact else statistics.moments.second()
     inverse, _ = precision(second, ridge)
     matrix = consumer_matrix(module, tap, statistics.per_kernel).to(second)
-    kernel = int(np.prod(module.weight.shape[2:], initial=1))  # type: ignore[union-attr]
+    weight: Any = module.weight
+    kernel = math.prod(weight.shape[2:])
     blocks = {u: b for u, b in blocks_of(tap, statistics.per_kernel, kernel).items() if u in local}
     longest = max(len(b) for b in blocks.values())
     padded = torch.tensor([b + [-1] * (longest - len(b)) for b in blocks.values()], device=second.device)
     units = torch.tensor([local[u] for u in blocks], device=second.device)
-    return TapState(inverse, curved_product(matrix, statistics, diagonal), padded, units)
+    return TapState(inverse, curved_product(matrix, statistics), padded, units)
 
 
 def find_path(
@@ -88,19 +95,23 @@ def find_path(
     graph: UnitGraph,
     cluster: list[Group],
     statistics: Statistics,
+    intercepts: Mapping[str, bool],
     worth: np.ndarray | None = None,
     ridge: float = 1e-3,
-    diagonal: bool = False,
 ) -> Path:
-    """The path of one cluster. `worth` (all units) is what dropping each unit saves (for clusters of several groups)."""
+    """The path of one cluster.
+
+    `worth` (all units) is what dropping each unit saves, for clusters of several groups; `intercepts` says for each
+    consumer whether a constant has a place there.
+    """
     numbers = np.concatenate([group.units for group in cluster])
     local = {int(u): i for i, u in enumerate(numbers)}
     group_of = torch.tensor([i for i, group in enumerate(cluster) for _ in group.units])
-    states = [
-        tap_state(model.get_submodule(tap.module), tap, statistics.taps[tap.module], local, ridge, diagonal)
-        for tap in graph.taps
-        if tap.module in statistics.taps and any(int(u) in local for u in tap.units)
-    ]
+    states = []
+    for tap in graph.taps:
+        if tap.module in statistics.taps and any(int(u) in local for u in tap.units):
+            module, measured = model.get_submodule(tap.module), statistics.taps[tap.module]
+            states.append(tap_state(module, tap, measured, local, ridge, intercepts[tap.module]))
     weights = None if worth is None else torch.from_numpy(worth[numbers])
     order, increments = eliminate(states, group_of, weights)
     return Path(numbers[order], np.array(increments))

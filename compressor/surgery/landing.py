@@ -11,7 +11,6 @@ from compressor.units.propagate import operation_name
 
 PRODUCTS = ("convolution", "addmm", "mm")
 NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-SHAPES = ("view", "_unsafe_view", "getitem")
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,10 @@ class Landing:
     source: Node
     norm: str | None
     other: Node | None
+    intercept: bool
+    """True if a constant has a place: the consumer's own bias, or the running mean of that batch norm."""
+    once: bool
+    """True if the consumer's forward runs once per forward pass of the model."""
 
 
 def _parameter_of(node: object, program: Program) -> str | None:
@@ -50,7 +53,11 @@ def landings(program: Program) -> list[Landing]:
         if parameter is None or not isinstance(source, Node):
             continue
         norm, end = _norm_behind(node, program)
-        found.append(Landing(parameter.rpartition(".")[0], node, source, norm, _other_operand(end, place, node)))
+        owner = parameter.rpartition(".")[0]
+        biased = f"{owner}.bias" in program.state_nodes.values()
+        once = program.calls.get(owner, 0) == 1
+        other = _other_operand(end, place, node)
+        found.append(Landing(owner, node, source, norm, other, biased or norm is not None, once))
     return found
 
 

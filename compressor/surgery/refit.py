@@ -4,250 +4,200 @@ Both networks are run in lock-step, operation by operation, on the same samples,
 everything upstream of it already compressed; each network runs exactly once. The last layer before a sum is fitted to
 (original sum - compressed skip), so that errors of the skip are corrected on the way.
 
-Shape letters: R rows, D regressors, O outputs.
+Shape letters: R rows, D regressors, O outputs, U entries of a tap, K entries that stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
-from compressor.algebra.moments import wide
-from compressor.algebra.patches import output_rows
+from compressor.algebra.patches import output_rows, sampled_positions
+from compressor.algebra.ridge import PairedSums
 from compressor.observe import TapReader
 from compressor.surgery.landing import Landing, landings
-from compressor.units.graph import UnitGraph
-from compressor.units.program import Program, call_arguments, named_state, record
+from compressor.surgery.lanes import Lane, last_uses, peak_bytes
+from compressor.surgery.operate import kept_outputs, kept_regressors, write_consumer
+from compressor.units.cut import keep_mask
+from compressor.units.graph import Tap, UnitGraph
+from compressor.units.program import Program, record
 
 
-@dataclass
-class Lane:
-    """One network in the lock-step run: its program, its tensors, and the values alive in every chunk."""
-
-    program: Program
-    state: dict[str, Tensor]
-    values: list[dict[Node, Any]]
-
-    @classmethod
-    def start(cls, model: nn.Module, program: Program, chunks: list[Any]) -> Lane:
-        """Chunks are inputs of the batch size the program was recorded with."""
-        state, _ = named_state(model)
-        values = []
-        for chunk in chunks:
-            leaves, _ = pytree.tree_flatten(call_arguments(chunk))
-            values.append(dict(zip(program.input_nodes, leaves, strict=True)))
-        return cls(program, state, values)
-
-    def value(self, node: Any, chunk: int) -> Any:
-        """A value alive in one chunk: a parameter by its current content, or an activation."""
-        if not isinstance(node, Node):
-            return node
-        if node in self.program.state_nodes:
-            return self.state[self.program.state_nodes[node]]
-        return self.values[chunk][node]
-
-    def step(self, node: Node) -> None:
-        """Run one operation on every chunk."""
-        if node.op == "get_attr":
-            constant = self.program.graph
-            for part in str(node.target).split("."):
-                constant = getattr(constant, part)
-            for chunk in self.values:
-                chunk[node] = constant
-            return
-        target: Any = node.target
-        for i, chunk in enumerate(self.values):
-            args = torch.fx.map_arg(node.args, lambda n, i=i: self.value(n, i))
-            kwargs = torch.fx.map_arg(node.kwargs, lambda n, i=i: self.value(n, i))
-            chunk[node] = target(*args, **kwargs)
-
-    def forget(self, nodes: list[Node]) -> None:
-        """Free values that nobody reads any more."""
-        for chunk in self.values:
-            for node in nodes:
-                chunk.pop(node, None)
-
-
-def last_uses(program: Program, pinned: Mapping[Node, Node]) -> dict[Node, list[Node]]:
-    """Node -> values whose last reader it is; `pinned` adds readers (value -> node that will still want it)."""
-    seen: set[Node] = set()
+def wanted_values(program: Program) -> dict[Node, list[Node]]:
+    """Values that a refit reads beside the operation itself: consumer -> its input and the other summand."""
     wanted: dict[Node, list[Node]] = {}
-    for value, reader in pinned.items():
-        wanted.setdefault(reader, []).append(value)
-    last: dict[Node, list[Node]] = {}
-    for node in reversed(program.nodes):
-        for used in [*node.all_input_nodes, *wanted.get(node, [])]:
-            if used not in seen and used not in program.state_nodes:
-                seen.add(used)
-                last.setdefault(node, []).append(used)
-    return last
+    for spot in landings(program):
+        values = [spot.source] if spot.other is None else [spot.source, spot.other]
+        wanted[spot.node] = [v for v in values if v not in program.state_nodes]
+    return wanted
 
 
-def solve_ridge(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float) -> Tensor:
-    """(O, D) weights that minimise |Y - W X|² + ridge · |W - prior|² in units of each regressor's variance.
-
-    `gram` (D, D) and `cross` (O, D) are centred moments of the same rows.
-    """
-    variance = gram.diagonal().clamp_min(0)
-    floor = variance.max().clamp_min(1e-300) * 1e-9
-    damping = ridge * variance + floor
-    system = gram + torch.diag(damping)
-    rest = cross - prior @ gram
-    return prior + torch.cholesky_solve(rest.T, torch.linalg.cholesky(system)).T
-
-
-@dataclass
-class Sums:
-    """Centred-able sums of regressors x (R, D) and targets y (R, O) in float64."""
-
-    count: int
-    x: Tensor
-    y: Tensor
-    xx: Tensor
-    yx: Tensor
-    yy: Tensor
-    shift_x: Tensor
-    shift_y: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> Sums:
-        """Start from the first rows, whose means become the shifts."""
-        dtype, dx, dy = wide(x.device), x.shape[1], y.shape[1]
-        new = lambda *shape: torch.zeros(*shape, dtype=dtype, device=x.device)  # noqa: E731
-        sums = cls(0, new(dx), new(dy), new(dx, dx), new(dy, dx), new(dy), x.mean(0), y.mean(0))
-        sums.add(x, y)
-        return sums
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows."""
-        x, y = x - self.shift_x, y - self.shift_y
-        self.count += len(x)
-        self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.xx += x.T @ x
-        self.yx += y.T @ x
-        self.yy += (y * y).sum(0)
-
-    def solve(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Weights (O, D) and bias (O,) of the ridge regression of y on x with intercept."""
-        mx, my = self.x / self.count, self.y / self.count
-        gram = self.xx / self.count - torch.outer(mx, mx)
-        cross = self.yx / self.count - torch.outer(my, mx)
-        weight = solve_ridge(gram, cross, prior.to(gram), ridge)
-        bias = (my + self.shift_y) - weight @ (mx + self.shift_x).to(weight)
-        return weight, bias
+def bytes_per_chunk(model: nn.Module, chunk: Any) -> int:
+    """Memory that one chunk of samples needs in a lock-step run of two networks."""
+    program = record(model, chunk)
+    return 2 * peak_bytes(program, wanted_values(program))
 
 
 class Refit:
-    """Runs original and small network in lock-step over `chunks` and refits the consumers whose inputs were cut."""
+    """One lock-step run: `Refit(...).run()` refits `small` in place and returns it.
+
+    `chunks` are inputs, all of the same batch size; `original` is only read. `small` must be `original` cut to `kept`.
+    """
 
     def __init__(
         self,
         original: nn.Module,
         small: nn.Module,
         graph: UnitGraph,
-        kept_rows: Callable[[str], Tensor | None],
+        kept: Mapping[str, tuple[int, ...]],
         chunks: list[Any],
-        ids: Tensor,
         ridge: float,
-        skip: bool = True,
+        seed: int = 0,
     ) -> None:
-        self.small, self.graph, self.kept_rows, self.ids = small, graph, kept_rows, ids
-        self.ridge, self.skip = ridge, skip
+        self.original, self.small, self.ridge, self.seed = original, small, ridge, seed
+        self.mask: np.ndarray = keep_mask(graph, kept)
+        self.rows = kept_outputs(graph, self.mask)
+        self.taps = {tap.module: tap for tap in graph.taps}
         self.left = Lane.start(original, record(original, chunks[0]), chunks)
         self.right = Lane.start(small, record(small, chunks[0]), chunks)
         if len(self.left.program.nodes) != len(self.right.program.nodes):
             raise RuntimeError("the compressed network runs other operations than the original")
         self.twin = dict(zip(self.left.program.nodes, self.right.program.nodes, strict=True))
-        self.original = original
 
-    def run(self, progress: Callable[[int], None] | None = None) -> nn.Module:
-        """Refit `small` in place and return it."""
-        taps = {tap.module: tap for tap in self.graph.taps}
-        spots = {landing.node: landing for landing in landings(self.left.program)}
-        pinned = {spot.source: node for node, spot in spots.items()}
-        pinned |= {spot.other: node for node, spot in spots.items() if spot.other is not None}
-        free_left = last_uses(self.left.program, pinned)
-        free_right = last_uses(self.right.program, {self.twin[v]: self.twin[n] for v, n in pinned.items()})
-        done: set[str] = set()
+    def run(self, progress: Callable[[float], None] | None = None) -> nn.Module:
+        """Refit every consumer whose input differs between the networks; `progress` gets the share done."""
+        wanted = wanted_values(self.left.program)
+        spots = {spot.node: spot for spot in landings(self.left.program)}
+        free_left = last_uses(self.left.program, wanted)
+        free_right = last_uses(
+            self.right.program, {self.twin[n]: [self.twin[v] for v in values] for n, values in wanted.items()}
+        )
+        steps = [node for node in self.twin if node.op in ("call_function", "get_attr")]
         with torch.no_grad():
-            for node, twin in self.twin.items():
-                if node.op not in ("call_function", "get_attr"):
-                    continue
+            for place, node in enumerate(steps):
                 self.left.step(node)
                 spot = spots.get(node)
-                if spot is not None and spot.module in taps and spot.module not in done:
-                    done.add(spot.module)
-                    self.fit(spot, taps[spot.module])
-                self.right.step(twin)
+                if spot is not None and spot.once and spot.module in self.taps and self._differs(spot):
+                    self._fit(spot, self.taps[spot.module])
+                self.right.step(self.twin[node])
                 self.left.forget(free_left.get(node, []))
-                self.right.forget(free_right.get(twin, []))
+                self.right.forget(free_right.get(self.twin[node], []))
                 if progress is not None:
-                    progress(1)
+                    progress((place + 1) / len(steps))
         return self.small
 
-    def fit(self, spot: Landing, tap: Any) -> None:
-        """Refit one consumer on the compressed inputs it has now."""
+    def _differs(self, spot: Landing) -> bool:
+        left, right = self.left.value(spot.source, 0), self.right.value(self.twin[spot.source], 0)
+        same = left.shape == right.shape and torch.equal(left, right)
+        if same and spot.other is not None:
+            other = self.left.value(spot.other, 0), self.right.value(self.twin[spot.other], 0)
+            same = other[0].shape == other[1].shape and torch.equal(*other)
+        return not same
+
+    def _fit(self, spot: Landing, tap: Tap) -> None:
         module: Any = self.small.get_submodule(spot.module)
-        if tap.kind == "conv_transpose":
-            return
-        reader = TapReader(tap, module, len(self.ids), 0)
-        rows = self.kept_rows(spot.module)
-        sums: Sums | None = None
+        samples = sum(len(self.left.value(spot.source, i)) for i in range(len(self.left.values)))
+        reader = TapReader(tap, module, samples, self.seed)
+        by_output = reader.per_kernel or tap.kind == "linear"
+        rows = self.rows.get(spot.module)
+        sums: PairedSums | None = None
         start = 0
         for i in range(len(self.left.values)):
             x = self.right.value(self.twin[spot.source], i)
-            y = self.left.value(spot.node, i)
-            y = y + self._correction(spot, i, y) if self.skip and spot.other is not None else y
-            size = len(x) if tap.kind == "conv" else len(x)
-            ids = torch.arange(start, start + size, device=x.device)
-            start += size
-            positions = reader.picked(ids, x, y)
-            regressors = reader.rows(x, positions)
-            targets = output_rows(y, positions) if tap.kind == "conv" and positions is not None else y
-            targets = targets if rows is None else targets[:, rows]
-            if sums is None:
-                sums = Sums.of(regressors, targets)
-            else:
-                sums.add(regressors, targets)
+            ids = torch.arange(start, start + len(x), device=x.device)
+            start += len(x)
+            pair = self._output_rows(spot, tap, reader, ids, i, rows) if by_output else self._input_rows(spot, reader, ids, i)
+            sums = sums or PairedSums.starting(*pair)
+            sums.add(*pair)
         if sums is None:
             return
-        prior = module.weight.detach().flatten(1)
-        weight, bias = sums.solve(prior, self.ridge)
-        self._write(spot, module, weight, bias)
+        if by_output:
+            prior = module.weight.detach().flatten(1)
+            weight, bias = sums.solve(prior, self.ridge, spot.intercept)
+            self._write(spot, weight, bias)
+            return
+        self._refold(spot, tap, sums)
 
-    def _correction(self, spot: Landing, chunk: int, y: Tensor) -> Tensor:
-        """What the consumer's output must add so that the sum it lands in is right, seen through its batch norm."""
-        other = self.left.value(spot.other, chunk)
-        mine = self.right.value(self.twin[spot.other], chunk)  # type: ignore[index]
-        rows = self.kept_rows(spot.module)
-        wanted = torch.zeros_like(y)
-        spread = [1, -1] + [1] * (y.dim() - 2)
-        picked = other if rows is None else other.index_select(1, rows)
-        if picked.shape != mine.shape or picked.dim() != y.dim():
-            return wanted
-        difference = picked - mine
-        if spot.norm is not None:
-            norm: Any = self.small.get_submodule(spot.norm)
-            slope = norm.weight if norm.weight is not None else torch.ones_like(norm.running_var)
-            std = (norm.running_var + norm.eps).sqrt()
-            usable = slope.abs() > 1e-3 * slope.abs().max()
-            factor = torch.where(usable, std / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(std))
-            difference = difference * factor.reshape(spread)
-        if rows is None:
-            return difference
-        return wanted.index_copy(1, rows, difference)
+    def _output_rows(
+        self, spot: Landing, tap: Tap, reader: TapReader, ids: Tensor, chunk: int, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the consumer reads now, and what it should give: its original pre-activation, plus the skip's error."""
+        x, y = self.right.value(self.twin[spot.source], chunk), self.left.value(spot.node, chunk)
+        y = y if rows is None else y.index_select(1, rows.to(y.device))
+        if spot.other is not None:
+            y = self._corrected(spot, y, chunk, rows)
+        if tap.kind == "linear":
+            picked = thinned(ids, reader)
+            return (x, y) if picked is None else (x[picked], y[picked])
+        positions = reader.picked(ids, x, y)
+        if positions is None:
+            raise RuntimeError("a convolution's rows need sampled positions")
+        return reader.rows(x, positions), output_rows(y, positions)
 
-    def _write(self, spot: Landing, module: Any, weight: Tensor, bias: Tensor) -> None:
-        module.weight.data.copy_(weight.reshape(module.weight.shape).to(module.weight))
-        if module.bias is not None:
-            module.bias.data.copy_(bias.to(module.bias))
-        elif spot.norm is not None:
+    def _input_rows(self, spot: Landing, reader: TapReader, ids: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+        """Compressed and original inputs of the consumer at the same positions (too wide for kernel regressors)."""
+        x, y = self.right.value(self.twin[spot.source], chunk), self.left.value(spot.source, chunk)
+        positions = sampled_positions(ids, int(np.prod(x.shape[2:])), reader.rows_per_sample, self.seed)
+        return output_rows(x, positions), output_rows(y, positions)
+
+    def _refold(self, spot: Landing, tap: Tap, sums: PairedSums) -> None:
+        """Fold anew: rebuild the original input from the compressed one, then apply the original weights."""
+        whole: Any = self.original.get_submodule(spot.module)
+        stay = kept_regressors(tap, self.mask, 1).to(sums.xx.device)
+        start = torch.eye(len(tap.units), dtype=sums.xx.dtype, device=sums.xx.device)[:, stay]
+        centred = spot.intercept and tap.intercept_exact
+        expand, offset = sums.solve(start, self.ridge, centred)
+        weight = whole.weight.detach().to(expand)
+        transposed = tap.kind == "conv_transpose"
+        folded = torch.einsum("uo...,uk->ko..." if transposed else "ou...,uk->ok...", weight, expand)
+        bias = None
+        if offset is not None:
+            bias = weight.flatten(2).sum(2) @ offset
+            bias = bias if whole.bias is None else bias + whole.bias.detach().to(bias)
+        rows = self.rows.get(spot.module)
+        if rows is not None:
+            folded = folded.index_select(1 if transposed else 0, rows.to(folded.device))
+            bias = bias if bias is None else bias[rows.to(folded.device)]
+        self._write(spot, folded, bias)
+
+    def _write(self, spot: Landing, weight: Tensor, bias: Tensor | None) -> None:
+        module: Any = self.small.get_submodule(spot.module)
+        if bias is not None and module.bias is None and spot.norm is not None:
+            rows = self.rows.get(spot.module)
+            whole: Any = self.original.get_submodule(spot.norm)
+            mean = whole.running_mean if rows is None else whole.running_mean[rows.to(whole.running_mean.device)]
             norm: Any = self.small.get_submodule(spot.norm)
-            norm.running_mean.sub_(bias.to(norm.running_mean))
+            norm.running_mean.copy_(mean)  # constants are relative to the original's
+        write_consumer(self.small, spot, weight, bias, relative=False)
+
+    def _corrected(self, spot: Landing, y: Tensor, chunk: int, rows: Tensor | None) -> Tensor:
+        """The target that also makes up for the error of the other summand, seen through the batch norm between."""
+        left = self.left.value(spot.other, chunk)
+        right = self.right.value(self.twin[spot.other], chunk)  # type: ignore[index]
+        if left.dim() != y.dim() and left.dim() == 3 and y.dim() == 2:  # tokens: linear layers see them flattened
+            left, right = left.flatten(0, 1), right.flatten(0, 1)
+        left = left if rows is None or left.shape[1] == right.shape[1] else left.index_select(1, rows.to(left.device))
+        if left.shape != right.shape or left.shape != y.shape:
+            return y
+        error = left - right
+        if spot.norm is None:
+            return y + error
+        norm: Any = self.small.get_submodule(spot.norm)
+        std = (norm.running_var + norm.eps).sqrt()
+        slope = norm.weight if norm.weight is not None else torch.ones_like(std)
+        usable = slope.abs() > 1e-3 * slope.abs().max()  # where the norm's scale is ~0 nothing can be corrected
+        factor = torch.where(usable, std / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(std))
+        return y + error * factor.reshape([1, -1] + [1] * (y.dim() - 2))
+
+
+def thinned(ids: Tensor, reader: TapReader) -> Tensor | None:
+    """Rows of a linear layer to use if there are more than the fit needs: an even part, else None for all."""
+    if reader.rows_per_sample >= 1 and len(ids) <= 4096:
+        return None
+    count = max(1, min(len(ids), 2048))
+    return sampled_positions(ids[:1], len(ids), count, 1)[0]

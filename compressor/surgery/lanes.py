@@ -1,0 +1,100 @@
+"""Running a recorded program operation by operation over many chunks of samples, keeping only what is still needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from compressor.units.program import Program, call_arguments, named_state
+
+
+@dataclass
+class Lane:
+    """One network: its program, its tensors by name, and the values alive in every chunk."""
+
+    program: Program
+    state: dict[str, Tensor]
+    values: list[dict[Node, Any]]
+
+    @classmethod
+    def start(cls, model: nn.Module, program: Program, chunks: list[Any]) -> Lane:
+        """`chunks` are inputs of the batch size the program was recorded with."""
+        state, _ = named_state(model)
+        values = []
+        for chunk in chunks:
+            leaves, _ = pytree.tree_flatten(call_arguments(chunk))
+            values.append(dict(zip(program.input_nodes, leaves, strict=True)))
+        return cls(program, state, values)
+
+    def value(self, node: Any, chunk: int) -> Any:
+        """A value alive in one chunk: a parameter by its current content, or an activation."""
+        if not isinstance(node, Node):
+            return node
+        if node in self.program.state_nodes:
+            return self.state[self.program.state_nodes[node]]
+        return self.values[chunk][node]
+
+    def step(self, node: Node) -> None:
+        """Run one operation on every chunk."""
+        if node.op == "get_attr":
+            constant: Any = self.program.graph
+            for part in str(node.target).split("."):
+                constant = getattr(constant, part)
+            for chunk in self.values:
+                chunk[node] = constant
+            return
+        target: Any = node.target
+        for i, chunk in enumerate(self.values):
+            args = torch.fx.map_arg(node.args, lambda n, i=i: self.value(n, i))
+            kwargs = torch.fx.map_arg(node.kwargs, lambda n, i=i: self.value(n, i))
+            chunk[node] = target(*args, **kwargs)
+
+    def forget(self, nodes: list[Node]) -> None:
+        """Free values that nobody reads any more."""
+        for chunk in self.values:
+            for node in nodes:
+                chunk.pop(node, None)
+
+
+def last_uses(program: Program, wanted: Mapping[Node, list[Node]]) -> dict[Node, list[Node]]:
+    """Node -> values that nobody needs after it; `wanted[node]` are values needed until that node as well."""
+    seen: set[Node] = set()
+    last: dict[Node, list[Node]] = {}
+    for node in reversed(program.nodes):
+        for used in [*node.all_input_nodes, *wanted.get(node, [])]:
+            if used not in seen and used not in program.state_nodes:
+                seen.add(used)
+                last.setdefault(node, []).append(used)
+        if node.op == "call_function" and node not in seen:
+            seen.add(node)
+            last.setdefault(node, []).append(node)  # nobody reads it at all
+    return last
+
+
+def peak_bytes(program: Program, wanted: Mapping[Node, list[Node]]) -> int:
+    """Largest total size of the values alive at once in one chunk, from the recorded shapes."""
+    last = last_uses(program, wanted)
+    alive = sum(_size(node) for node in program.input_nodes)
+    peak = alive
+    for node in program.nodes:
+        if node.op == "call_function":
+            alive += _size(node)
+            peak = max(peak, alive)
+        alive -= sum(_size(used) for used in last.get(node, []))
+    return peak
+
+
+def _size(node: Node) -> int:
+    """Bytes of a node's value; a view counts like a copy, which errs on the safe side."""
+    if node.op not in ("call_function", "placeholder") or node.target is getattr:
+        return 0
+    values = pytree.tree_leaves(node.meta.get("val"))
+    if getattr(node.target, "__name__", "") == "getitem":
+        return 0  # the same tensor as the tuple's element
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
