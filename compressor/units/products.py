@@ -49,7 +49,8 @@ def convolution(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any],
     inside = walk.features(value, channel, "a channel at a convolution is not one unit")
     spread = [1] * channel + [-1] + [1] * len(stride)
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
-    macs = shape.numel() * (out[0, 0] if not transposed else value.labels[0, 0]).numel()
+    places = value.labels if transposed else out
+    macs = shape.numel() * (places.numel() // places.size(channel))
     if groups == 1:
         labels = _writes(walk, name, out_axis, shape[out_axis], bias)
         walk.found.slot(name, in_axis, inside, "consumes")

@@ -47,14 +47,21 @@ class Sizes:
         return round(value)
 
     def saving(self, measure: str, mask: np.ndarray) -> np.ndarray:
-        """For each unit, what the network would lose in size if that unit alone were dropped from `mask`."""
+        """For each unit, what the network would lose in size if that unit alone were dropped from `mask`.
+
+        Exact, also where one unit lies along both axes of a weight.
+        """
         saved = np.zeros(self._n)
         for box in self._boxes[measure]:
+            if not box.lines:
+                continue
             counts = [len(positions(line, mask)) for line in box.lines]
-            for i, line in enumerate(box.lines):
-                rest = box.scale * float(np.prod([c for j, c in enumerate(counts) if j != i], initial=1.0))
-                mine = line[line >= 0]
-                saved += rest * np.bincount(mine[mask[mine]], minlength=self._n)
+            owned = [line[line >= 0] for line in box.lines]
+            units = np.unique(np.concatenate([mine[mask[mine]] for mine in owned]))
+            rest = np.ones(len(units))
+            for count, mine in zip(counts, owned, strict=True):
+                rest *= count - np.bincount(mine, minlength=self._n)[units]
+            saved[units] += box.scale * (float(np.prod(counts, initial=1.0)) - rest)
         return saved
 
 

@@ -1,0 +1,122 @@
+"""Random networks from a zoo of operations: whatever is left live after the dry run is exact under any cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compressor.units.check import certify, checked
+from compressor.units.cut import cut, keep_mask
+from compressor.units.trace import trace
+
+WIDTHS = (2, 4, 6)
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "pool": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "flip": lambda x: x.flip(1),
+    "roll": lambda x: x.roll(1, 1),
+    "twice": lambda x: torch.cat([x, x.tanh()], 1),
+    "swap": lambda x: torch.cat(list(x.chunk(2, 1))[::-1], 1),
+    "gate": lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1].sigmoid(),
+    "first": lambda x: x[:, :2],
+    "every_other": lambda x: x[:, ::2],
+    "shuffle": lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2),
+    "centre": lambda x: x - x.mean(1, keepdim=True),
+    "mask": lambda x: x * x[:, :1].sigmoid(),
+    "pair": lambda x: F.pixel_unshuffle(F.interpolate(x, scale_factor=2), 2),
+}
+PARTS = ("conv", "norm", "depthwise", "residual", "excite", "group_norm")
+
+
+class Random(nn.Module):
+    """A chain of parts and maps on four-pixel images, ended by pooling and a linear layer."""
+
+    def __init__(self, steps: list[tuple[str, int]]) -> None:
+        super().__init__()
+        self.layers, self.steps = nn.ModuleDict(), []
+        width = 4
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        for place, (kind, new) in enumerate(steps):
+            if kind in MAPS:
+                width = MAPS[kind](torch.zeros(1, width, 4, 4)).shape[1]
+            else:
+                self.layers[str(place)], width = part(kind, width, new)
+            self.steps.append((kind, str(place)))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for kind, place in self.steps:
+            if kind in MAPS:
+                x = MAPS[kind](x)
+            elif kind == "residual":
+                x = x + self.layers[place](x.relu())
+            elif kind == "excite":
+                x = x * self.layers[place](x.mean((2, 3), keepdim=True)).sigmoid()
+            else:
+                x = self.layers[place](x)
+        return self.head(x.mean((2, 3)))
+
+
+def part(kind: str, width: int, new: int) -> tuple[nn.Module, int]:
+    if kind == "conv":
+        return nn.Conv2d(width, new, 3, padding=1), new
+    if kind == "norm":
+        return nn.BatchNorm2d(width), width
+    if kind == "group_norm":
+        return nn.GroupNorm(1, width), width
+    if kind == "depthwise":
+        return nn.Conv2d(width, width, 3, padding=1, groups=width), width
+    return nn.Sequential(nn.Conv2d(width, new, 1), nn.ReLU(), nn.Conv2d(new, width, 1)), width
+
+
+def even(steps: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Steps that halve the width only follow where there is something to halve."""
+    width, kept = 4, []
+    for kind, new in steps:
+        if kind in ("swap", "gate", "shuffle") and width % 2:
+            continue
+        if (kind in ("gate", "first", "every_other") and width < 4) or (
+            kind in ("twice", "pair") and width > 8
+        ):
+            continue
+        kept.append((kind, new))
+        width = MAPS[kind](torch.zeros(1, width, 4, 4)).shape[1] if kind in MAPS else width
+        width = new if kind == "conv" else width
+    return kept
+
+
+STEPS = st.lists(st.tuples(st.sampled_from([*MAPS, *PARTS, *PARTS]), st.sampled_from(WIDTHS)), max_size=7)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(steps=STEPS.map(even), seed=st.integers(0, 99))
+def test_live_groups_of_random_networks_are_exact(steps: list[tuple[str, int]], seed: int) -> None:
+    torch.manual_seed(seed)
+    model, inputs = Random(steps).double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    graph = checked(model, trace(model, inputs), inputs, seed)
+    generator = np.random.default_rng(seed)
+    kept = {}
+    for group in graph.groups:
+        size = len(group.units)
+        if group.frozen is None:
+            kept[group.name] = tuple(
+                sorted(generator.permutation(size)[: generator.integers(1, size)].tolist())
+            )
+    whole, mask = copy.deepcopy(model), keep_mask(graph, kept)
+    for axis in graph.axes:
+        if axis.role == "consumes":
+            gone = torch.from_numpy(np.flatnonzero((axis.units >= 0) & ~mask[np.maximum(axis.units, 0)]))
+            whole.get_parameter(axis.tensor).data.index_fill_(axis.axis, gone, 0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(cut(whole, graph, kept)(inputs), whole(inputs), rtol=1e-9, atol=1e-11)
+    assert certify(model, cut(model, graph, kept), graph, kept, inputs) == {}
+    assert all(group.frozen for group in graph.groups if group.name not in kept)
