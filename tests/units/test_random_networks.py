@@ -1,4 +1,4 @@
-"""Random networks from a zoo of operations: whatever is left live after the dry run is exact under any cut."""
+"""Random networks from a zoo of operations: whatever is live after the dry run is exact under any cut."""
 
 from __future__ import annotations
 
