@@ -1,0 +1,174 @@
+"""Pictures of a record as inline SVG: same record, same bytes; colours follow the page's theme."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from compressor.report.record import Ablation, Candidate, Record, VerdictPart
+from compressor.report.words import number, points
+
+THEME = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--rule)",
+    "#040404": "var(--accent)",
+    "#050505": "var(--good)",
+    "#060606": "var(--bad)",
+    "#070707": "var(--unsure)",
+}
+"""Colours that stand for one of the page's, so that a picture is readable in light and dark."""
+
+INK, MUTED, RULE, ACCENT, GOOD, BAD, UNSURE = THEME
+VALUES = {"passed": GOOD, "failed": BAD, "undecided": UNSURE}
+MARKS = {"passed": "o", "failed": "X", "undecided": "D"}
+
+_WIDE = 5.2
+
+
+@matplotlib.style.context("default")
+def verdict_picture(verdict: VerdictPart) -> str:
+    """The interval of the difference against the allowed drop."""
+    (low, high), allowed = verdict.interval, -verdict.allowed
+    left, right = min(low, allowed, 0.0), max(high, allowed, 0.0)
+    margin = 0.12 * (right - left) or 1.0
+    figure, axes = _figure(1.15)
+    axes.set_xlim(left - 2 * margin, right + margin)
+    axes.set_ylim(-1, 1)
+    axes.axvspan(left - 2 * margin, allowed, color=BAD, alpha=0.13, linewidth=0)
+    axes.axvline(allowed, color=BAD, linewidth=1.2, linestyle="--")
+    axes.axvline(0, color=MUTED, linewidth=1)
+    color = VALUES[verdict.value]
+    axes.plot([low, high], [0, 0], color=color, linewidth=5, solid_capstyle="butt", alpha=0.55)
+    axes.plot([verdict.difference], [0], marker=MARKS[verdict.value], color=color, markersize=9)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("difference to the original, percentage points")
+    words = f"Difference {points(verdict.difference)} points, interval {points(low)} to {points(high)}"
+    return _svg(figure, "verdict", f"{words}, allowed {points(allowed)}: {verdict.value}")
+
+
+@matplotlib.style.context("default")
+def search_picture(record: Record) -> str | None:
+    """Size against difference on tune and judge data; None where nothing was searched.
+
+    Points far below the allowed drop are shown as triangles at the lower edge.
+    """
+    measure = "macs" if str(record.options.get("keep") or "").startswith("macs") else "params"
+    tuned = [(100 * getattr(c, measure), c.tune.change, c) for c in record.search if c.tune]
+    shown = sorted((size, change, c) for size, change, c in tuned if change is not None)  # type: ignore[type-var]
+    judged = [(100 * getattr(c, measure), c.judged, c) for c in record.search if c.judged]
+    if not shown and not judged:
+        return None
+    allowed = record.verdict.allowed if record.verdict else None
+    floor = -max(4 * (allowed or 0.0), 2.0)
+    figure, axes = _figure(3.1)
+    _tune_points(axes, shown, floor)
+    _judge_points(axes, judged, floor)
+    if allowed is not None:
+        axes.axhline(-allowed, color=BAD, linewidth=1.2, linestyle="--", label="allowed drop")
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    _frame_search(axes, shown, judged, floor)
+    axes.set_xlabel("parameters kept, %" if measure == "params" else "MACs kept, %")
+    axes.set_ylabel("difference, points")
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    axes.legend(loc="lower right", frameon=False, labelcolor=INK)
+    what = f"{len(shown)} candidates on tune data, {len(judged)} judged"
+    return _svg(
+        figure, "search", f"Size and difference of the candidates: {what}; the table below has the numbers"
+    )
+
+
+@matplotlib.style.context("default")
+def ablation_picture(ablation: Ablation | None) -> str | None:
+    """Predicted against measured loss of single units; None where no points are recorded."""
+    if ablation is None or not ablation.points:
+        return None
+    predicted, measured = zip(*ablation.points, strict=True)
+    figure, axes = _figure(2.9)
+    top = max(*predicted, *measured)
+    axes.plot([0, top], [0, top], color=MUTED, linewidth=1, linestyle="--")
+    axes.plot(predicted, measured, "o", color=ACCENT, markersize=4, alpha=0.75)
+    axes.set_xlabel("predicted loss, nats")
+    axes.set_ylabel("measured loss, nats")
+    axes.grid(color=RULE, linewidth=0.8)
+    said = f"rank correlation {number(ablation.spearman)}"
+    return _svg(figure, "ablation", f"Predicted and measured loss of {len(predicted)} removed units, {said}")
+
+
+def _tune_points(axes: Axes, shown: list[tuple[float, float, Candidate]], floor: float) -> None:
+    inside = [(size, change) for size, change, _ in shown if change >= floor]
+    below = [size for size, change, _ in shown if change < floor]
+    if inside:
+        axes.plot(*zip(*inside, strict=True), "o-", color=ACCENT, markersize=5, linewidth=1.2, label="tune")
+    if below:
+        style = {"color": ACCENT, "markersize": 7, "linestyle": "none", "clip_on": False}
+        axes.plot(below, [floor] * len(below), "v", **style, label="tune, further down")
+
+
+def _judge_points(axes: Axes, judged: list[tuple[float, VerdictPart, Candidate]], floor: float) -> None:
+    named: set[str] = set()
+    for size, verdict, candidate in judged:
+        color, at = VALUES[verdict.value], max(verdict.difference, floor)
+        low, high = (max(end, floor) for end in verdict.interval)
+        label = None if verdict.value in named else f"judged: {verdict.value}"
+        named.add(verdict.value)
+        axes.plot([size, size], [low, high], color=color, linewidth=2)
+        axes.plot(
+            [size], [at], MARKS[verdict.value], color=color, markersize=7, linestyle="none", label=label
+        )
+        if candidate.selected:
+            ring = {"markerfacecolor": "none", "markeredgecolor": INK, "markersize": 15, "linestyle": "none"}
+            axes.plot([size], [at], "o", **ring, label="selected")
+
+
+def _frame_search(
+    axes: Axes,
+    shown: list[tuple[float, float, Candidate]],
+    judged: list[tuple[float, VerdictPart, Candidate]],
+    floor: float,
+) -> None:
+    heights = [change for _, change, _ in shown] + [end for _, v, _ in judged for end in v.interval]
+    sizes = [size for size, _, _ in shown] + [size for size, _, _ in judged]
+    low, high = max(min(heights), floor), max(*heights, 0.0)
+    room = 0.08 * (high - low) or 0.1
+    bottom = floor if min(heights) < floor else low - room
+    axes.set_ylim(bottom, high + room)
+    axes.set_xlim(0, 1.06 * max(sizes))
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDE, height), layout="constrained")
+    axes = figure.subplots()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelcolor=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str, words: str) -> str:
+    """The figure for a place inside a page: scales with it, ids of its own, themed colours, a spoken text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = text.replace("*{", ".picture *{")
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    for stand_in, color in THEME.items():
+        text = text.replace(stand_in, color)
+    head, body = text.split(">", 1)
+    head = re.sub(r' (width|height|version)="[^"]*"', "", head)
+    return f'{head} class="picture" role="img" aria-label="{words}">{body}'

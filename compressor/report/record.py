@@ -1,0 +1,330 @@
+"""The schema of `record.json`: everything that text, page and scripts may rely on, checked in one place.
+
+Accuracies, drops, intervals and the agreement of a fidelity are percentage points; sizes of search candidates
+and the agreement of an ONNX file are shares between 0 and 1. Keys that the schema does not know are kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from compressor.errors import SourceError
+from compressor.export.files import to_json
+from compressor.records import SCHEMA_VERSION, VerdictValue
+
+Count = Annotated[int, Field(ge=0)]
+Points = Annotated[float, Field(ge=-100 - 1e-6, le=100 + 1e-6)]
+Percent = Annotated[float, Field(ge=-1e-6, le=100 + 1e-6)]
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+Plain = dict[str, JsonValue]
+
+_MAX_BYTES = 256 * 1024**2
+
+
+class Part(BaseModel):
+    """A part of the record: no text for numbers, no NaN; unknown keys are kept (later versions add some)."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Size(Part):
+    """How large a network is: parameters, and multiply-accumulates for one input."""
+
+    params: Count
+    macs: Count
+
+
+class VerdictPart(Part):
+    """A verdict as `records.Verdict.as_dict` gives it; numbers in percentage points."""
+
+    value: VerdictValue
+    metric: str
+    original: Percent
+    compressed: Percent
+    difference: Points
+    interval: Interval
+    allowed: Annotated[float, Field(ge=0)]
+    confidence: Annotated[float, Field(gt=0, le=1)]
+    samples: Annotated[int, Field(ge=1)]
+    details: Plain = {}
+
+    @model_validator(mode="after")
+    def _ordered(self) -> VerdictPart:
+        if self.interval[0] > self.interval[1]:
+            raise ValueError(f"the interval {self.interval} must not fall")
+        return self
+
+
+class Tally(Part):
+    """Units by finding; `needed` and the four findings are disjoint."""
+
+    units: Count
+    silent: Count
+    removable: Count
+    repeated: Count
+    dependent: Count
+    needed: Count
+
+    @property
+    def explained(self) -> int:
+        """How many units have a finding or are needed."""
+        return self.silent + self.removable + self.repeated + self.dependent + self.needed
+
+
+class Findings(Tally):
+    """Findings of the whole network; together with the frozen units they sum to `units`."""
+
+    frozen: Count
+
+    @model_validator(mode="after")
+    def _complete(self) -> Findings:
+        if self.explained + self.frozen != self.units:
+            raise ValueError(
+                f"findings and frozen units sum to {self.explained + self.frozen}, not {self.units}"
+            )
+        return self
+
+
+class GroupPart(Tally):
+    """One group: what was found, which units stay (sorted), and why it is frozen if it is."""
+
+    name: str
+    kept: list[Count]
+    frozen: str | None = None
+    predicted_loss: float | None = None
+    producers: list[str] = []
+    carriers: list[str] = []
+    consumers: list[str] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GroupPart:
+        kept = self.kept
+        if any(later <= earlier for earlier, later in itertools.pairwise(kept)):
+            raise ValueError(f"kept units of {self.name!r} must be sorted, each once")
+        if kept and kept[-1] >= self.units:
+            raise ValueError(f"group {self.name!r} keeps unit {kept[-1]} of {self.units}")
+        if self.frozen is not None and len(kept) != self.units:
+            raise ValueError(f"group {self.name!r} is frozen and must keep all {self.units} units")
+        if self.frozen is None and self.explained != self.units:
+            raise ValueError(f"findings of group {self.name!r} sum to {self.explained}, not {self.units}")
+        return self
+
+
+class Coverage(Part):
+    """Conv / linear layers seen, those that a live group writes or reads, and why the others are not."""
+
+    layers: Count
+    covered: Count
+    frozen: Count
+    text: str
+    uncovered: dict[str, str] = {}
+
+
+class Tuned(Part):
+    """A candidate on the tune split: accuracy, or agreement where there are no labels, and the change."""
+
+    accuracy: Percent | None = None
+    agreement: Percent | None = None
+    difference: Points | None = None
+
+    @property
+    def change(self) -> float | None:
+        """Difference to the original in points, from the agreement where it is not given."""
+        if self.difference is None and self.agreement is not None:
+            return self.agreement - 100
+        return self.difference
+
+
+class Candidate(Part):
+    """One network of the search; sizes are shares of the original's."""
+
+    params: Share
+    macs: Share
+    tune: Tuned | None = None
+    judged: VerdictPart | None = None
+    selected: bool = False
+    predicted_loss: float | None = None
+
+
+class LatencyFile(Part):
+    """One file's times of a call in milliseconds, and its ratio to the first file's."""
+
+    path: str
+    median_ms: float
+    p10_ms: float
+    min_ms: float
+    ratio: float
+    interval: Interval
+    p10_ratio: float
+
+
+class Latency(Part):
+    """Files timed in interleaved rounds; the first is the base."""
+
+    files: Annotated[list[LatencyFile], Field(min_length=1)]
+    threads: Count
+    batch: Count
+    rounds: Count
+    confidence: float = 0.95
+
+
+class OnnxPart(Part):
+    """The exported file. `agreement` is a share; errors are None where the outputs carry no signal."""
+
+    path: str
+    opset: Count
+    max_abs_error: float | None
+    agreement: Share | None
+    latency_ratio: float | None
+    relative_error: float | None = None
+    bytes: Count | None = None
+    original_bytes: Count | None = None
+    latency: Latency | None = None
+    notes: list[str] = []
+
+
+class Ablation(Part):
+    """How well predicted losses of single units agree with really removing them; `points` in nats."""
+
+    spearman: float | None = None
+    samples: Count | None = None
+    points: list[Annotated[list[float], Field(min_length=2, max_length=2)]] = []
+    """[predicted, measured] of each unit tried."""
+
+
+class DataPart(Part):
+    """Fingerprints of the splits, how many samples each has, and what they are."""
+
+    calibrate: str | None = None
+    tune: str | None = None
+    judge: str | None = None
+    counts: Plain = {}
+    described: Plain = {}
+
+
+class Record(Part):
+    """Everything about one run, as in `record.json`."""
+
+    schema_version: Literal[1]
+    name: str
+    command: str | None
+    created: str
+    mode: Literal["exact", "lossy", "analyze"]
+    original: Size
+    compressed: Size | None
+    unaligned: Size | None = None
+    nothing_to_do: str | None = None
+    verdict: VerdictPart | None
+    onnx_verdict: VerdictPart | None = None
+    fidelity: Plain | None = None
+    findings: Findings
+    thresholds: Plain = {}
+    ablation: Ablation | None = None
+    groups: list[GroupPart]
+    coverage: Coverage | None = None
+    search: list[Candidate] = []
+    onnx: OnnxPart | None
+    align: Plain | None = None
+    recover: Plain | None = None
+    seconds: dict[str, float]
+    versions: Plain
+    machine: Plain = {}
+    seed: int
+    threads: Count | None = None
+    device: str | None = None
+    data: DataPart
+    source: Plain = {}
+    judge_uses: Count | None = None
+    warnings: list[str] = []
+    options: Plain = {}
+    recipe: Plain | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Record:
+        judged = self.mode != "analyze" and self.nothing_to_do is None
+        if judged and self.verdict is None:
+            raise ValueError(f"a run in {self.mode} mode with something to do has a verdict")
+        if self.mode != "analyze" and self.compressed is None:
+            raise ValueError(f"a run in {self.mode} mode has the size of the compressed network")
+        if sum(candidate.selected for candidate in self.search) > 1:
+            raise ValueError("more than one candidate of the search is selected")
+        return self
+
+    @property
+    def exported(self) -> bool:
+        """False for a failed verdict without `keep_failed`, and where nothing was to be changed."""
+        if self.mode == "analyze":
+            return False
+        failed = self.verdict is not None and self.verdict.value == "failed"
+        return not failed or self.options.get("keep_failed") is True
+
+
+def validate(record: Mapping[str, Any] | Record, where: str = "record") -> Record:
+    """The record as checked values. Takes what `record.json` holds, also with numpy or torch scalars in it.
+
+    Raises SourceError that names the first key that is missing or not as the schema says.
+    """
+    if isinstance(record, Record):
+        return record
+    try:
+        content = json.loads(to_json(record))
+    except (TypeError, ValueError) as error:
+        raise SourceError(where, str(error), "plain finite values", "repair that value.") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise SourceError(
+            f"{where}: schema_version",
+            repr(version),
+            str(SCHEMA_VERSION),
+            "read it with the version of compressor that wrote it.",
+        )
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        raise _refused(error, where) from None
+
+
+def read_record(path: str | Path) -> Record:
+    """The record in a file; SourceError where it cannot be read or is none."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise SourceError(
+                f"record '{path}'", "a huge file", f"at most {_MAX_BYTES} bytes", "give a record.json."
+            )
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SourceError(
+            f"record '{path}'", words, "a record.json that compressor wrote", "check the path."
+        ) from None
+    if not isinstance(content, dict):
+        raise SourceError(f"record '{path}'", f"a {type(content).__name__}", "an object", "check the path.")
+    return validate(content, f"record '{path}'")
+
+
+def record_schema() -> dict[str, Any]:
+    """JSON schema of `record.json`, for scripts and editors."""
+    return Record.model_json_schema()
+
+
+def _refused(error: ValidationError, where: str) -> SourceError:
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(step) for step in problem["loc"])
+    more = f" (and {error.error_count() - 1} more problems)" if error.error_count() > 1 else ""
+    got = "nothing" if problem["type"] == "missing" else f"{problem['input']!r}"[:80]
+    words = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = "a value" if problem["type"] == "missing" else words
+    return SourceError(
+        f"{where}: {place}" if place else where,
+        got + more,
+        expected,
+        "give the record as compressor wrote it.",
+    )

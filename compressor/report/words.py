@@ -1,0 +1,185 @@
+"""Numbers and sentences that the terminal and the page share, in plain ASCII."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.report.record import Record, VerdictPart, validate
+
+KINDS = ("needed", "removable", "repeated", "dependent", "silent")
+"""What a unit can be, in the order in which reports show it."""
+
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def plain(text: object) -> str:
+    """One line of text without control characters, so that a layer's name cannot steer a terminal."""
+    spaced = (" " if letter.isspace() else letter for letter in str(text))
+    return "".join(letter if letter.isprintable() else "?" for letter in spaced)
+
+
+def amount(number: float, like: float | None = None) -> str:
+    """2911754 -> '2.91 M', in the unit of `like` where that leaves two digits; below 10,000 all digits.
+
+    >>> amount(349_000, like=2_910_000), amount(640)
+    ('0.35 M', '640')
+    """
+    scale = max(abs(number), abs(like)) if like else abs(number)
+    if scale < 1e4:
+        return f"{number:,.0f}"
+    if abs(number) < scale / 20:  # 0.01 M says less than 12.3 k
+        scale = abs(number)
+    for size, letter in _STEPS:
+        if scale >= size:
+            return f"{number / size:.2f} {letter}"
+    return f"{number:,.0f}"
+
+
+def percent(share: float) -> str:
+    """0.12 -> '12.0 %'."""
+    return f"{100 * share:.1f} %"
+
+
+def share_of(part: float, whole: float) -> str:
+    """Part of a whole in percent, '-' where there is no whole."""
+    return percent(part / whole) if whole else "-"
+
+
+def points(value: float) -> str:
+    """Signed percentage points with two digits, never '-0.00'."""
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends rounded outwards, so that the words never claim more than the numbers."""
+    down = math.floor(round(100 * low, 6)) / 100
+    up = math.ceil(round(100 * high, 6)) / 100
+    return f"[{points(down)}, {points(up)}]"
+
+
+def file_size(count: float) -> str:
+    """Bytes as people read them: '1.40 MB'."""
+    for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.2f} {name}"
+    return f"{count:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """'0.42 s', '12.3 s', '2 min 05 s'."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def number(value: object, digits: int = 3) -> str:
+    """A figure of any size with a few digits; '-' for none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "-" if value is None else plain(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def outcome(record: Record) -> str:
+    """One of passed, failed, undecided, nothing to compress, analyzed."""
+    if record.mode == "analyze":
+        return "analyzed"
+    if record.nothing_to_do is not None:
+        return "nothing to compress"
+    return record.verdict.value if record.verdict else "undecided"
+
+
+def verdict_line(record: Mapping[str, Any] | Record) -> str:
+    """The whole run in one line, outcome first."""
+    checked = validate(record)
+    found = outcome(checked)
+    head = found.upper()
+    if found == "analyzed":
+        return f"{head}: {findings_sentence(checked)}; nothing was changed"
+    if found == "nothing to compress":
+        size = amount(checked.original.params)
+        return f"{head}: {plain(checked.nothing_to_do)}; the bundle is the original ({size} parameters)"
+    return f"{head}: {', '.join(facts(checked))}"
+
+
+def facts(record: Record) -> list[str]:
+    """What the verdict rests on: sizes, then what was measured, then what that means."""
+    verdict = record.verdict
+    said = [size_change(record)]
+    if verdict is None:
+        return said
+    said += changed_outputs(verdict) if verdict.metric == "outputs" else compared(verdict)
+    if verdict.value == "undecided":
+        said.append("too few samples to tell")
+    if not record.exported:
+        said.append("nothing exported")
+    return said
+
+
+def size_change(record: Record) -> str:
+    """'2.91 M -> 0.35 M parameters (12.0 %)'."""
+    before = record.original.params
+    after = record.compressed.params if record.compressed else before
+    return f"{amount(before)} -> {amount(after, like=before)} parameters ({share_of(after, before)})"
+
+
+def compared(verdict: VerdictPart) -> list[str]:
+    """The statistical comparison in words."""
+    bounds = interval(verdict.interval[0], verdict.interval[1])
+    return [
+        f"{plain(verdict.metric)} {verdict.original:.2f} -> {verdict.compressed:.2f}",
+        f"difference {points(verdict.difference)} points {bounds} at {100 * verdict.confidence:g} %",
+        f"allowed {points(-verdict.allowed)}",
+        f"{verdict.samples} samples",
+    ]
+
+
+def changed_outputs(verdict: VerdictPart) -> list[str]:
+    """Exact mode in words: how far the outputs moved."""
+    change, tolerance = verdict.details.get("max_relative_change"), verdict.details.get("tolerance")
+    moved = "outputs not finite" if change is None else f"outputs moved by {number(change)} of their spread"
+    return [f"{moved} (tolerance {number(tolerance)})", f"{verdict.samples} samples"]
+
+
+def findings_sentence(record: Record) -> str:
+    """'1,024 units: 500 needed, 300 removable, ...; 64 frozen'."""
+    found = record.findings
+    counts = [(getattr(found, kind), kind) for kind in KINDS]
+    said = ", ".join(f"{count:,} {kind}" for count, kind in counts if count) or "none examined"
+    frozen = f"; {found.frozen:,} frozen" if found.frozen else ""
+    return f"{found.units:,} units: {said}{frozen}"
+
+
+def next_step(record: Record, folder: str = "DIR") -> str:
+    """What to do now."""
+    found, folder = outcome(record), plain(folder)
+    if found == "passed":
+        again = f"compressor verify {folder} --data DATA"
+        return f"compressor.load({folder!r}) gives the network back; judge it again: {again}"
+    if found == "failed":
+        kept = "" if record.exported else ", or --keep-failed to write it all the same"
+        return f"keep more (--keep), allow a larger --max-drop, add --recover 8ep{kept}"
+    if found == "undecided":
+        return "judge on more samples, or allow a larger --max-drop"
+    if found == "analyzed":
+        return "compressor compress with the same MODEL and DATA makes the network smaller"
+    if record.mode == "exact":
+        return "without --exact, units are removed that cost next to nothing; the verdict says how little"
+    return "allow a larger --max-drop, or fix a size with --keep"
+
+
+def ablation_sentence(record: Record) -> str | None:
+    """How well prediction and real removal agree, None where it was not tried."""
+    tried = record.ablation
+    if tried is None:
+        return None
+    units = (
+        f"{tried.samples} units were really removed, one at a time" if tried.samples else "Units were removed"
+    )
+    if tried.spearman is None:
+        return f"{units}; the order of their losses cannot be compared"
+    return f"{units}: rank correlation of predicted and measured loss {tried.spearman:.2f}"
