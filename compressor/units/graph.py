@@ -80,3 +80,6 @@ class UnitGraph:
     """Number of conv / linear layers seen."""
     covered: tuple[str, ...] = ()
     """Layers with weights (conv, linear) that a live group writes or reads."""
+    placed: tuple[str, ...] = ()
+    """Groups whose units are sliced, shuffled or split by position, so that a cut may shift them: tried
+    harder."""

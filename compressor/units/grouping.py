@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compressor.units.graph import Axis, Group, Operation, Tap, UnitGraph
+from compressor.units.labels import compact
 from compressor.units.program import Program
 from compressor.units.propagate import Found
 
@@ -57,7 +58,17 @@ def assemble(model: nn.Module, found: Found, program: Program) -> UnitGraph:
     uncovered = _uncovered(layers, groups, found, program)
     covered = tuple(name for name in layers if name not in uncovered)
     taps = _taps(found, axes)
-    return UnitGraph(count, groups, tuple(axes), taps, operations, uncovered, len(layers), covered)
+    placed = _placed(found, groups, number)
+    return UnitGraph(count, groups, tuple(axes), taps, operations, uncovered, len(layers), covered, placed)
+
+
+def _placed(found: Found, groups: tuple[Group, ...], number: np.ndarray) -> tuple[str, ...]:
+    if not found.placed:
+        return ()
+    labels = np.concatenate([compact(line).reshape(-1).numpy() for line in found.placed])
+    roots = np.unique(found.families.roots(labels))
+    touched = number[roots[roots < len(number)]]
+    return tuple(group.name for group in groups if np.isin(group.units, touched).any())
 
 
 def join(order: list[Key], roots: dict[Key, np.ndarray]) -> list[list[Key]]:

@@ -132,7 +132,7 @@ def record(model: nn.Module, inputs: Any) -> Program:
     for mode, twice in (("fake", False), ("real", False), ("real", True)):
         try:
             program = _recorded(model, flat, spec, mode, twice)
-        except Exception as raised:  # noqa: BLE001  (the next way is tried; the last error is the model's own)
+        except Exception as raised:  # noqa: BLE001  (the next way is tried)
             error = raised
             continue
         if any(isinstance(constant, FakeTensor) for constant in _constants(program)):

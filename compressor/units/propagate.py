@@ -88,6 +88,8 @@ class Found:
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     elements: dict[str, Tensor] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
+    placed: list[Tensor] = field(default_factory=list)
+    """Labels that went through an operation which depends on the position of units."""
     notes: dict[str, str] = field(default_factory=dict)
     """Parameter name -> why what it writes or reads has no units."""
 

@@ -127,6 +127,8 @@ def move(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: A
         if order is not None:
             return Parameter(parameter.name, parameter.original, order, None, parameter.pure)
     result = _wrapped(parameter, _run(node, _labels_of(args, parameter is not None), kwargs))
+    if parameter is None and isinstance(tensors[0], Activation):
+        _note_placed(walk, operation_name(node).removesuffix("_copy"), tensors[0].labels, result)
     if operation_name(node) in SPLITS and parameter is None:
         _pair_parts(walk, result)
     return result
@@ -157,6 +159,37 @@ def joined(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out:
     if all(isinstance(p, Activation) and p.made for p in parts):
         return opaque(out, made=True)
     return Activation(torch.cat([_labels_of(part, False) for part in parts], dim))
+
+
+SAFE = (
+    "permute",
+    "transpose",
+    "t",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "alias",
+    "detach",
+    "lift_fresh",
+    "numpy_T",
+)
+
+
+def _note_placed(walk: Walk, name: str, labels: Tensor, result: Any) -> None:
+    """Remember units that are moved by position: these are where a cut can shift one unit into another's
+    place."""
+    if name in SAFE or not bool((labels >= 0).any()):
+        return
+    before = compact(labels)
+    for part in leaves(result):
+        after = compact(part.labels)
+        if sum(n > 1 for n in after.shape) <= sum(n > 1 for n in before.shape):
+            a, b = before.reshape(-1), after.reshape(-1)
+            times = b.numel() // max(a.numel(), 1)
+            if torch.equal(a.repeat_interleave(times), b) or torch.equal(a.repeat(times), b):
+                continue
+        walk.found.placed.append(before)
+        return
 
 
 def _pair_parts(walk: Walk, parts: list[Activation]) -> None:
@@ -213,6 +246,8 @@ def indexed(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out
     elif not isinstance(value, Parameter) or _chosen_by_data(walk, list(node.args[1:])):
         walk.freeze(value, "parameter entries are chosen by data (index)")
         return opaque(out)
+    if isinstance(value, Activation):
+        walk.found.placed.append(compact(value.labels))
     real = pytree.tree_map(lambda a: a.cpu() if isinstance(a, Tensor) else a, walk.real(node.args[1:]))
     parameter = value if isinstance(value, Parameter) else None
     return _wrapped(parameter, _run(node, [_labels_of(value, True), *real], kwargs))
