@@ -1,0 +1,113 @@
+"""The public calls: compress, analyze, verify, and the result they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor import pipeline
+from compressor.deliver import write
+from compressor.options import Options, parse_align, parse_keep
+from compressor.pipeline import Outcome
+from compressor.records import Verdict
+from compressor.recording import assemble
+from compressor.sources.data import data_of
+from compressor.sources.splits import Data
+from compressor.stages import Report, silent
+
+
+@dataclass
+class Result:
+    """What `compress` returns: the smaller network, the verdict, and the record of the run."""
+
+    model: nn.Module
+    """A plain nn.Module of the class that was given, in eval mode."""
+    verdict: Verdict | None
+    record: dict[str, Any]
+    original: nn.Module
+    data: Data
+    outcome: Outcome
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        source: Mapping[str, Any] | None = None,
+        keep_failed: bool = False,
+        onnx: bool = True,
+        report: Report = silent,
+    ) -> Path:
+        """Write the bundle, the ONNX file (judged again), `record.json` and `report.html` into `folder`.
+
+        A failed verdict writes the record and the report only, unless `keep_failed`. Every file is replaced whole.
+        Raises UsageError where nothing can be written.
+        """
+        return write(self, Path(folder), source=source, keep_failed=keep_failed, onnx=onnx, report=report)
+
+
+def compress(
+    model: nn.Module,
+    calibrate: Any,
+    tune: Any = None,
+    judge: Any = None,
+    *,
+    max_drop: float = 0.5,
+    confidence: float = 0.95,
+    keep: str | tuple[str, float] | None = None,
+    exact: bool = False,
+    align: str | int = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    report: Report = silent,
+) -> Result:
+    """Compress a trained network on data (loaders, Datasets, or pairs of tensors); `model` is not changed.
+
+    What is None of `tune` and `judge` is split off by content. `keep` fixes the size (`"params=0.35"`,
+    `"macs=0.5"`); without it the search finds the smallest size whose accuracy drop is shown, at `confidence`, to be
+    at most `max_drop` percentage points. A verdict that failed or stayed undecided is a result, not an error. Raises
+    CompressorErrors for a model, data or options that cannot be worked with.
+    """
+    options = Options(max_drop, confidence, parse_keep(keep), exact, parse_align(align), device, seed)
+    data = data_of(calibrate, tune, judge, seed=seed)
+    return finished(model, data, options, report=report)
+
+
+def finished(model: nn.Module, data: Data, options: Options, *, report: Report = silent, **about: Any) -> Result:
+    """Run the pipeline and assemble the record; `about` goes into the record (name, source, command, recipe)."""
+    outcome = pipeline.compress(model, data, options, report)
+    about.setdefault("name", type(model).__name__)
+    record = assemble(outcome, data, options, **about)
+    return Result(outcome.model, outcome.verdict, record, model, data, outcome)
+
+
+def analyze(
+    model: nn.Module, calibrate: Any, *, device: str = "auto", seed: int = 0, report: Report = silent
+) -> dict[str, Any]:
+    """The record of an analysis: units, what is silent, removable, repeated or dependent, and why; nothing is cut."""
+    options = Options(device=device, seed=seed)
+    data = data_of(calibrate, seed=seed)
+    outcome = pipeline.analyze(model, data, options, report)
+    return assemble(outcome, data, options, name=type(model).__name__)
+
+
+def verify(folder: str | Path, data: Any, *, factory: Any = None, original: nn.Module | None = None) -> Verdict:
+    """Judge a bundle again, on `data`, against its original; asks what its record asked (drop, confidence, metric).
+
+    `original` is the network with its trained weights; without it it is loaded from what the record names.
+    """
+    from compressor.verification import verify_bundle
+
+    return verify_bundle(Path(folder), data, factory=factory, original=original).verdict
+
+
+def load(folder: str | Path, factory: Any = None) -> nn.Module:
+    """The compressed network of a bundle, in eval mode; see `export.bundle.load_bundle`."""
+    from compressor.export.bundle import load_bundle
+
+    with torch.no_grad():
+        return load_bundle(Path(folder), factory=factory)

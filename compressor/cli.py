@@ -1,0 +1,191 @@
+"""The command line: every command is a few lines around a library call."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from compressor.errors import CompressorError, UsageError
+
+app = typer.Typer(
+    name="compressor", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Makes a trained network smaller by folding away units it does not need, and judges the result.",
+)  # fmt: skip
+EXIT = {"passed": 0, "failed": 1, "undecided": 4}
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="torchvision:NAME, file.py:factory, package.module:factory or a bundle folder")]
+DataOption = Annotated[str, typer.Option("--data", metavar="DATA", help="digits, fashion-mnist, cifar10, imagefolder:DIR or file.py:factory")]
+Checkpoint = Annotated[str | None, typer.Option("--checkpoint", metavar="FILE", help="weights: safetensors, .pt or .pth state dict")]
+Out = Annotated[str, typer.Option("--out", metavar="DIR", help="output folder")]
+MaxDrop = Annotated[float, typer.Option("--max-drop", help="allowed accuracy drop in percentage points")]
+Confidence = Annotated[float, typer.Option("--confidence", help="confidence of the verdict")]
+Keep = Annotated[str | None, typer.Option("--keep", metavar="params=0.35|macs=0.5", help="fix the size instead of searching it")]
+Exact = Annotated[bool, typer.Option("--exact", help="lossless: remove only what is certified")]
+Align = Annotated[str, typer.Option("--align", metavar="auto|N", help="widths in multiples of the runtime's block; 1 switches it off")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of every random choice")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or return its finished result")]
+Force = Annotated[bool, typer.Option("--force", help="replace an earlier result in this folder")]
+KeepFailed = Annotated[bool, typer.Option("--keep-failed", help="export even if the verdict failed")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]
+Shape = Annotated[str | None, typer.Option("--input", metavar="1,28,28", help="a sample's shape, without the batch")]
+
+
+def _emit(plain: Any, view: Callable[[], Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(plain, indent=2, sort_keys=True, allow_nan=False))
+    else:
+        Console().print(view())
+
+
+def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> None:
+    from compressor.jobs import run
+    from compressor.progress import shown
+    from compressor.report.text import summary
+
+    with shown(Console(stderr=True), as_json) as report:
+        record = run(job, out, resume=resume, force=force, report=report)
+    files = sorted(path.name for path in Path(out).iterdir() if path.is_file() and not path.name.startswith("."))
+    _emit(record.model_dump(mode="json"), lambda: summary(record, folder=out, files=files), as_json)
+    value = "passed" if record.verdict is None or record.nothing_to_do else record.verdict.value
+    raise typer.Exit(EXIT[value])
+
+
+@app.command()
+def compress(
+    model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None, max_drop: MaxDrop = 0.5,
+    confidence: Confidence = 0.95, keep: Keep = None, exact: Exact = False, align: Align = "auto",
+    device: Device = "auto", seed: Seed = 0, resume: Resume = False, force: Force = False,
+    keep_failed: KeepFailed = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make a network smaller, judge it, and write the bundle, the ONNX file and the report."""
+    from compressor.jobs import Job
+    from compressor.options import Options, parse_align, parse_keep
+    from compressor.recording import command_line
+
+    options = Options(max_drop, confidence, parse_keep(keep), exact, parse_align(align), device, seed)
+    job = Job(model, data, options, checkpoint, command=command_line(), keep_failed=keep_failed)
+    _run_job(job, out, resume, force, as_json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")],
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="output folder (default: the recipe's)")] = None,
+    resume: Resume = False, force: Force = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Run a recipe: train the network if it says so, compress it, judge it, export it."""
+    from compressor.jobs import from_recipe
+    from compressor.recipe import load_recipe
+    from compressor.recording import command_line
+
+    content, base = load_recipe(recipe)
+    job = from_recipe(content, base, command_line())
+    _run_job(job, out or content.out or Path(recipe).stem, resume, force, as_json)
+
+
+@app.command()
+def analyze(
+    model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None, device: Device = "auto", seed: Seed = 0,
+    resume: Resume = False, force: Force = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Find removable and repeated units; nothing is changed."""
+    from compressor.analysis import analyze_into
+    from compressor.options import Options
+    from compressor.progress import shown
+    from compressor.recording import command_line
+    from compressor.report.text import analyze_view
+
+    options = Options(device=device, seed=seed)
+    with shown(Console(stderr=True), as_json) as report:
+        record = analyze_into(model, data, out, options, checkpoint, command_line(), resume, force, report)
+    _emit(record.model_dump(mode="json"), lambda: analyze_view(record), as_json)
+
+
+@app.command()
+def inspect(model: Model, shape: Shape = None, checkpoint: Checkpoint = None, as_json: Json = False) -> None:
+    """Show units, groups, and what is frozen and why; needs a shape, no data."""
+    from compressor.analysis import inspect_model
+    from compressor.report.views import inspect_view
+
+    found = inspect_model(model, shape, checkpoint)
+    _emit(found, lambda: inspect_view(found), as_json)
+
+
+@app.command()
+def verify(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="a bundle folder")], data: DataOption,
+    checkpoint: Checkpoint = None, seed: Seed = 0, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Judge a bundle and its ONNX file against the original again, on the judge part of DATA."""
+    from compressor.report.judged import verify_view
+    from compressor.sources.data import load_data
+    from compressor.verification import verify_bundle
+
+    found = verify_bundle(Path(folder), load_data(data, seed=seed).judge, checkpoint=checkpoint)
+    _emit(found.as_dict(), lambda: verify_view(found.as_dict()), as_json)
+    worst = found.verdict if found.onnx_verdict is None or found.verdict.value != "passed" else found.onnx_verdict
+    raise typer.Exit(EXIT[worst.value])
+
+
+@app.command()
+def export(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="a bundle folder")],
+    kind: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
+    shape: Shape = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write the bundle's network again as one ONNX file, compared with it at several batch sizes."""
+    from compressor.analysis import export_bundle
+
+    if kind != "onnx":
+        raise UsageError("--format", kind, "onnx", "other formats come later")
+    made = export_bundle(Path(folder), shape)
+    _emit(made, lambda: f"{made['path']}: opset {made['opset']}, {made['bytes']:,} bytes", as_json)
+
+
+@app.command()
+def bench(
+    files: Annotated[list[str], typer.Argument(metavar="A B ...", help="ONNX files or bundle folders; the first is the base")],
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 10.0, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Compare latencies in onnxruntime: interleaved rounds, paired ratios with intervals."""
+    from compressor.export.latency import compare_latency
+    from compressor.report.views import bench_view
+
+    paths = [Path(file) / "model.onnx" if Path(file).is_dir() else Path(file) for file in files]
+    found = compare_latency(paths, batch=batch, threads=threads, seconds=seconds).as_dict()
+    _emit(found, lambda: bench_view(found), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices, data sets and the runtime's block on this machine."""
+    from compressor.analysis import doctor_facts
+    from compressor.report.views import doctor_view
+
+    facts = doctor_facts()
+    _emit(facts, lambda: doctor_view(facts), as_json)
+
+
+def main() -> None:
+    """Entry point: errors become one message on standard error and an exit code."""
+    try:
+        app()
+    except CompressorError as error:
+        if "--json" in sys.argv[1:]:
+            plain = {"error": {"kind": type(error).__name__, "where": error.where, "got": error.got,
+                               "expected": error.expected, "next": error.next_step, "exit_code": error.exit_code}}  # fmt: skip
+            typer.echo(json.dumps(plain, indent=2))
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command with --resume goes on", err=True)
+        sys.exit(130)

@@ -1,0 +1,124 @@
+"""Results to files: bundle, ONNX (judged again and timed), record and report; each file appears whole or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compressor.errors import ModelError, SourceError
+from compressor.export.bundle import save_bundle
+from compressor.export.files import scratch_folder, write_json
+from compressor.export.latency import compare_latency
+from compressor.export.onnx import export_onnx
+from compressor.export.session import OnnxModel
+from compressor.records import Verdict
+from compressor.report.html import write_html
+from compressor.report.record import validate
+from compressor.stages import Report, floating
+from compressor.verify.accuracy import Outputs, outputs_of
+from compressor.verify.judge import judge, judge_outputs
+
+if TYPE_CHECKING:
+    from compressor.api import Result
+
+ONNX = "model.onnx"
+RECORD = "record.json"
+REPORT = "report.html"
+LATENCY_BATCH = 32
+LATENCY_SECONDS = 6.0
+
+
+def write(
+    result: Result, folder: Path, *, source: Mapping[str, Any] | None, keep_failed: bool, onnx: bool, report: Report
+) -> Path:
+    """Write everything; the record comes last, so a folder with a record is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record, started = result.record, time.perf_counter()
+    record["options"]["keep_failed"] = keep_failed
+    failed = result.verdict is not None and result.verdict.value == "failed"
+    if failed and not keep_failed:
+        record["warnings"].append("The verdict failed: nothing was exported (add --keep-failed to export all the same).")
+    else:
+        plain = dict(source or record["source"] or anonymous(result.original))
+        record["source"] = plain
+        report("export", 0.0)
+        save_bundle(folder, result.model, result.original, plain)
+        if onnx:
+            report("export", 0.3)
+            _export(result, folder, record, report)
+    record["seconds"]["export"] = round(time.perf_counter() - started, 3)
+    validate(record)
+    write_html(record, folder / REPORT)
+    write_json(folder / RECORD, record)
+    return folder
+
+
+def anonymous(model: nn.Module) -> dict[str, Any]:
+    """A source for a network that was handed over as an object: only `load(DIR, factory=...)` can rebuild it."""
+    kind = type(model)
+    return {
+        "spec": f"{kind.__module__}.{kind.__qualname__}", "kind": "object", "place": kind.__module__,
+        "name": kind.__qualname__, "arguments": {}, "sha256": None,
+    }  # fmt: skip
+
+
+def _export(result: Result, folder: Path, record: dict[str, Any], report: Report) -> None:
+    samples = result.data.judge
+    inputs, _ = samples.batch(torch.arange(min(64, len(samples))))
+    try:
+        made = export_onnx(result.model, inputs, folder / ONNX)
+    except ModelError as error:
+        record["warnings"].append(f"No ONNX file: {error}")
+        return
+    record["onnx"] = {**made.as_dict(), "path": ONNX, "latency_ratio": None, "latency": None}
+    if not made.parity.signal:
+        record["warnings"].append("The ONNX file's parity has no signal: its outputs do not vary over the inputs.")
+    report("export", 0.5)
+    _judge_file(result, folder / ONNX, record)
+    report("export", 0.7)
+    _time(result, inputs, folder, record)
+
+
+def _judge_file(result: Result, path: Path, record: dict[str, Any]) -> None:
+    """The verdict once more, on the exported file itself."""
+    before, verdict = result.outcome.judged_on, result.verdict
+    if before is None or verdict is None:
+        return
+    samples = result.data.judge
+    after = outputs_of(OnnxModel(path, threads=torch.get_num_threads()), samples, check=False)
+    again = rejudged(before, after, verdict, floating(result.model))
+    record["onnx_verdict"] = again.as_dict()
+    if again.value != verdict.value:
+        record["warnings"].append(
+            f"The ONNX file's verdict is '{again.value}', the network's is '{verdict.value}': deploy with care."
+        )
+
+
+def rejudged(before: Outputs, after: Outputs, verdict: Verdict, dtype: torch.dtype) -> Verdict:
+    """The same question as `verdict`, asked of other outputs."""
+    if verdict.metric == "outputs":
+        tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else None  # files are float32
+        return judge_outputs(before, after, tolerance)
+    metric: Any = verdict.metric
+    return judge(before, after, before.labels, allowed=verdict.allowed, confidence=verdict.confidence, metric=metric)
+
+
+def _time(result: Result, inputs: Any, folder: Path, record: dict[str, Any]) -> None:
+    """Latency of the file against the original's own export, in interleaved rounds on one thread."""
+    with scratch_folder(folder) as scratch:
+        try:
+            base = export_onnx(result.original, inputs, scratch / "original.onnx")
+            compared = compare_latency(
+                [base.path, folder / ONNX], batch=min(LATENCY_BATCH, 32), threads=1, seconds=LATENCY_SECONDS
+            )
+        except (ModelError, SourceError) as error:
+            record["warnings"].append(f"Latency was not measured: {error}")
+            return
+    record["onnx"]["original_bytes"] = base.bytes
+    record["onnx"]["latency"] = compared.as_dict()
+    record["onnx"]["latency_ratio"] = compared.files[1].ratio

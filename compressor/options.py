@@ -1,0 +1,68 @@
+"""The options of a compression, checked once for the command line, recipes and Python alike."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from compressor.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`keep` fixes the size, as `("params", 0.35)` or `("macs", 0.5)`; without it the search finds the size."""
+
+    max_drop: float = 0.5
+    confidence: float = 0.95
+    keep: tuple[str, float] | None = None
+    exact: bool = False
+    align: int | Literal["auto"] = "auto"
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_drop < 100:
+            raise UsageError("--max-drop", f"{self.max_drop:g}", "points between 0 and 100", "for example 0.5")
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError("--confidence", f"{self.confidence:g}", "at least 0.5 and below 1", "for example 0.95")
+        if self.align != "auto" and (not isinstance(self.align, int) or self.align < 1):
+            raise UsageError("--align", f"{self.align}", "`auto` or a whole number from 1", "1 switches it off")
+        if self.exact and self.keep is not None:
+            raise UsageError(
+                "--exact with --keep", "both", "one of them", "exact mode removes what is certified, no less and no more"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the record."""
+        plain = asdict(self)
+        plain["keep"] = None if self.keep is None else f"{self.keep[0]}={self.keep[1]:g}"
+        return plain
+
+
+def parse_keep(text: str | tuple[str, float] | None) -> tuple[str, float] | None:
+    """`params=0.35` or `macs=0.5` as a pair. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    if isinstance(text, str):
+        measure, _, number = text.partition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+    else:
+        measure, share = text
+    if measure == "latency":
+        raise UsageError("--keep", f"{text}", "params=... or macs=...", "keeping a latency comes in a later version")
+    if measure not in ("params", "macs") or not 0 < share <= 1:
+        raise UsageError("--keep", f"{text!r}", "params=SHARE or macs=SHARE, 0 < SHARE <= 1", "for example params=0.35")
+    return measure, share
+
+
+def parse_align(text: str | int) -> int | Literal["auto"]:
+    """`auto` or a whole number. Raises UsageError for anything else."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError("--align", f"{text!r}", "`auto` or a whole number from 1", "1 switches it off") from None

@@ -1,0 +1,29 @@
+"""What `compressor verify` shows: the verdict on the network and on its ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+STYLES = {"passed": "bold green", "failed": "bold red", "undecided": "bold yellow"}
+
+
+def verify_view(found: Mapping[str, Any]) -> RenderableType:
+    """One line for the network, one for the ONNX file; numbers in percentage points."""
+    parts = [_line("network", found["verdict"])]
+    if found.get("onnx_verdict") is not None:
+        parts.append(_line("ONNX file", found["onnx_verdict"]))
+    return Group(*parts)
+
+
+def _line(what: str, verdict: Mapping[str, Any]) -> Text:
+    low, high = verdict["interval"]
+    words = (
+        f"{verdict['value'].upper()}: {what}, {verdict['metric']} {verdict['original']:.2f} -> "
+        f"{verdict['compressed']:.2f}, difference {verdict['difference']:+.2f} points [{low:+.2f}, {high:+.2f}] at "
+        f"{100 * verdict['confidence']:g} %, allowed -{verdict['allowed']:.2f}, {verdict['samples']:,} samples"
+    )
+    return Text(words, style=STYLES[verdict["value"]])

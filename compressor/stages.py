@@ -1,0 +1,193 @@
+"""The stages of a lossy run: working copy, units, statistics, paths, and building a candidate of a given size."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from compressor.errors import ModelError
+from compressor.observe import ROWS_PER_REGRESSOR, Statistics, observe
+from compressor.planning.allocation import Allocator
+from compressor.planning.paths import Path, clusters, find_path
+from compressor.records import Plan
+from compressor.sources.samples import Samples, batches
+from compressor.surgery.landing import Landing, landings
+from compressor.surgery.operate import operate
+from compressor.surgery.refit import Refit, bytes_per_chunk
+from compressor.units.check import checked
+from compressor.units.graph import UnitGraph
+from compressor.units.program import record
+from compressor.units.sizes import Sizes
+from compressor.units.trace import trace
+from compressor.verify.accuracy import out_of_memory
+
+Report = Callable[[str, float], None]
+"""Called with the name of a stage and the share of it that is done."""
+RIDGE = 1e-3
+MEMORY_SHARE = 0.25
+"""Part of the machine's (or device's) memory that a lock-step run may fill with activations."""
+
+
+REFIT_SAMPLES = 2000
+"""A refit uses at least so many calibration samples, if there are; more changed nothing measurable."""
+
+
+def silent(_stage: str, _done: float) -> None:
+    """No progress report."""
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first of cuda, mps, cpu that is there."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy in eval mode on the device; half precision becomes float32; every parameter takes gradients."""
+    work = copy.deepcopy(model).eval().to(device)
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in work.parameters()):
+        work = work.float()
+    return work.requires_grad_(True)
+
+
+def floating(model: nn.Module) -> torch.dtype:
+    """The dtype in which inputs are handed to a model."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
+    """Traced and proven units of a working copy, on the first samples."""
+    inputs, _ = samples.batch(torch.arange(min(2, len(samples))))
+    device, dtype = next(model.parameters()).device, floating(model)
+    inputs = pytree.tree_map(lambda t: t.to(device, dtype if t.is_floating_point() else None), inputs)
+    cpu_model = copy.deepcopy(model).cpu()
+    cpu_inputs = pytree.tree_map(lambda t: t.cpu(), inputs)
+    return checked(cpu_model, trace(cpu_model, cpu_inputs), cpu_inputs, seed)
+
+
+@dataclass
+class Workshop:
+    """A model on its device with everything measured about it; `build(plan)` makes candidates."""
+
+    model: nn.Module
+    graph: UnitGraph
+    calibrate: Samples
+    seed: int
+    spots: dict[str, Landing]
+    sizes: Sizes
+    statistics: Statistics = field(default_factory=Statistics)
+
+    @classmethod
+    def open(cls, model: nn.Module, graph: UnitGraph, calibrate: Samples, seed: int) -> Workshop:
+        """Prepare the program's landings and the size arithmetic."""
+        example = next(_batches(model, calibrate, 2))
+        spots = {spot.module: spot for spot in landings(record(model, example.inputs))}
+        missing = [tap.module for tap in graph.taps if tap.module not in spots]
+        if missing:
+            raise ModelError(
+                f"layer '{missing[0]}'", "a consumer that the recorded program does not show", "a layer run once",
+                "freeze it or report this model.",
+            )  # fmt: skip
+        return cls(model, graph, calibrate, seed, spots, Sizes(model, graph))
+
+    def measure(self, report: Report = silent) -> None:
+        """One pass over the calibration data: the statistics of all taps. Smaller batches where memory runs out."""
+        size = batch_size(self.calibrate)
+        while True:
+            done = [0]
+
+            def step(count: int, done: list[int] = done) -> None:
+                done[0] += count
+                report("observe", done[0] / len(self.calibrate))
+
+            try:
+                self.statistics = observe(
+                    self.model,
+                    self.graph,
+                    lambda size=size: _batches(self.model, self.calibrate, size),
+                    len(self.calibrate),
+                    seed=self.seed,
+                    progress=step,
+                )
+                return
+            except RuntimeError as error:
+                if not out_of_memory(error) or size == 1:
+                    raise
+                size = max(1, size // 2)
+
+    def paths(self, measure: str, report: Report = silent) -> list[Path]:
+        """One path per cluster, cheapest loss per saved `measure` first."""
+        intercepts = {name: spot.intercept for name, spot in self.spots.items()}
+        worth = self.sizes.saving(measure, Allocator(self.graph, [], self.sizes).full())
+        found = []
+        joined = clusters(self.graph)
+        for i, cluster in enumerate(joined):
+            found.append(find_path(self.model, self.graph, cluster, self.statistics, intercepts, worth, RIDGE))
+            report("paths", (i + 1) / len(joined))
+        return found
+
+    def build(self, plan: Plan, report: Report = silent) -> nn.Module:
+        """The candidate of a plan: cut, folded in closed form, then refitted in lock-step with the original."""
+        small = operate(self.model, self.graph, self.statistics, plan.kept, self.spots, RIDGE)
+        if not plan.kept:
+            return small
+        chunks = self._chunks()
+        run = Refit(self.model, small, self.graph, plan.kept, chunks, RIDGE, self.seed)
+        return run.run(lambda done: report("refit", done)).eval()
+
+    def _chunks(self) -> list[Any]:
+        """Inputs for the lock-step run, in equal chunks: as many as the fits need and the memory budget holds."""
+        size = min(batch_size(self.calibrate), len(self.calibrate))
+        budget = MEMORY_SHARE * memory_of(next(self.model.parameters()).device)
+        while True:
+            example = next(_batches(self.model, self.calibrate, size))
+            need = bytes_per_chunk(self.model, example.inputs)
+            if need <= budget / 4 or size <= 8:
+                break
+            size = max(8, size // 2)
+        wanted = min(len(self.calibrate), self._samples_needed())
+        count = max(1, min(len(self.calibrate) // size, math.ceil(wanted / size), int(budget // max(need, 1))))
+        found = _batches(self.model, self.calibrate, size)
+        return [batch.inputs for batch in itertools.islice(found, count)]
+
+    def _samples_needed(self) -> int:
+        """Samples that give every fit enough rows: few where feature maps are large, all for dense layers."""
+        needed = REFIT_SAMPLES
+        for tap in self.graph.taps:
+            shape = self.spots[tap.module].node.meta["val"].shape
+            positions = math.prod(shape[2:]) if tap.kind != "linear" else max(1, shape[0] // 2)
+            measured = self.statistics.taps.get(tap.module)
+            if measured is not None:
+                needed = max(needed, math.ceil(ROWS_PER_REGRESSOR * len(measured.moments.total) / positions))
+        return needed
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory that are there in all: the device's own, else the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def batch_size(samples: Samples) -> int:
+    """Samples per batch: 250 small ones, fewer large ones."""
+    inputs, _ = samples.batch(torch.arange(1))
+    numbers = sum(leaf.numel() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+    return max(8, min(250, math.ceil(1_500_000 / max(numbers, 1))))
+
+
+def _batches(model: nn.Module, samples: Samples, size: int) -> Iterator[Any]:
+    return batches(samples, size, next(model.parameters()).device, floating(model))
+
