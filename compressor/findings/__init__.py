@@ -1,1 +1,1 @@
-
+"""Findings: silent, removable, repeated, dependent, needed; one question per file."""

@@ -1,0 +1,230 @@
+"""Are units found removable really removable? A sample of them is ablated, one at a time, and the loss
+measured.
+
+Ablated means what removal with a folded mean does: at every tap the unit's entries become zero, and the mean
+of what they contributed is added to the consumer's output as a constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from compressor.observe import first_output
+from compressor.records import Finding
+from compressor.sources.samples import Samples, batches
+from compressor.units.graph import Tap, UnitGraph
+from compressor.units.program import call_arguments
+
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """Predicted and measured loss in nats per sample of taking units out, and the share of equal argmaxes."""
+
+    units: tuple[int, ...]
+    kind: str
+    predicted: float
+    measured: float
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well predicted losses agree with measured ones.
+
+    `tried`: ablations of single units. `rank_correlation` is Spearman's over them (None with fewer than
+    three, or where one side is constant); `median_ratio` that of measured over predicted loss (None where no
+    prediction is positive); `confirmed` the share of the `removable` units tried whose measured loss is at
+    most `below` nats (None if there were none). `together`: *all* units found removable ablated at once,
+    against the sum of their predictions (None if there are none): losses need not add up where units are
+    alike.
+    """
+
+    tried: tuple[Ablation, ...]
+    samples: int
+    below: float
+    removable: int
+    confirmed: float | None
+    rank_correlation: float | None
+    median_ratio: float | None
+    together: Ablation | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form; of the units ablated together only their number is written."""
+        plain = asdict(self) | {"tried": [asdict(one) for one in self.tried]}
+        if self.together is not None:
+            plain |= {"together": asdict(self.together) | {"units": len(self.together.units)}}
+        return plain
+
+
+def confirm_removable(
+    model: nn.Module,
+    graph: UnitGraph,
+    findings: Sequence[Finding],
+    samples: Samples,
+    predicted: Mapping[int, float] | Sequence[float] | Tensor,
+    sample: int = 24,
+    seed: int = 0,
+    below: float | None = None,
+) -> Agreement:
+    """Ablate a seeded sample of units one at a time: removable ones, and a third needed ones (more where few
+    are removable); then all removable ones together.
+
+    The loss is the mean KL(original || ablated) in nats over `samples` (some hundreds suffice),
+    `predicted[unit]` its prediction, `below` what a removable unit may lose (the largest predicted loss of a
+    removable unit if not given). The model is run in eval mode on its own device; its modes and hooks are as
+    before afterwards.
+    """
+    spare = [f for f in findings if f.kind == "removable"]
+    trials = [[f] for f in _chosen(findings, sample, seed)] + ([spare] if spare else [])
+    units = np.array([f.unit for trial in trials for f in trial], dtype=np.int64)
+    tried: list[Ablation] = []
+    with torch.no_grad(), evaluating(model):
+        reference, means = _reference(
+            model, samples, [t for t in graph.taps if np.isin(t.units, units).any()]
+        )
+        for trial in trials:
+            out = tuple(f.unit for f in trial)
+            with ablated(model, graph.taps, out, means):
+                outputs = _log_probabilities(model, samples)
+            expected = sum(float(predicted[unit]) for unit in out)
+            tried.append(Ablation(out, trial[0].kind, expected, *_distance(reference, outputs)))
+    if below is None:
+        below = max((float(predicted[f.unit]) for f in spare), default=0.0)
+    together = tried.pop() if spare else None
+    return _compared(tried, len(samples), below, together)
+
+
+def _distance(reference: Tensor, outputs: Tensor) -> tuple[float, float]:
+    """Mean KL(reference || outputs) of log-probabilities in nats, and the share of equal argmaxes."""
+    kl = (reference.exp() * (reference - outputs)).sum(1).mean().clamp_min(0)
+    return float(kl), float((reference.argmax(1) == outputs.argmax(1)).double().mean())
+
+
+def _chosen(findings: Sequence[Finding], sample: int, seed: int) -> list[Finding]:
+    """Up to two thirds removable units, the rest needed ones, in the order of the findings."""
+    generator = np.random.default_rng(seed)
+    found = {kind: [i for i, f in enumerate(findings) if f.kind == kind] for kind in ("removable", "needed")}
+    wanted = min(len(found["removable"]), max(math.ceil(sample * 2 / 3), sample - len(found["needed"])))
+    counts = {"removable": wanted, "needed": min(len(found["needed"]), sample - wanted)}
+    picked = [generator.choice(found[kind], counts[kind], replace=False) for kind in found if counts[kind]]
+    return [findings[i] for i in sorted(np.concatenate(picked).tolist())] if picked else []
+
+
+def _compared(tried: list[Ablation], samples: int, below: float, together: Ablation | None) -> Agreement:
+    spare = [one for one in tried if one.kind == "removable"]
+    predicted, measured = [one.predicted for one in tried], [one.measured for one in tried]
+    ratios = [m / p for m, p in zip(measured, predicted, strict=True) if p > 0]
+    ranked = len(set(predicted)) > 1 and len(set(measured)) > 1 and len(tried) > 2
+    return Agreement(
+        tried=tuple(tried),
+        samples=samples,
+        below=below,
+        removable=len(spare),
+        confirmed=sum(one.measured <= below for one in spare) / len(spare) if spare else None,
+        rank_correlation=float(spearmanr(predicted, measured)[0]) if ranked else None,  # type: ignore[arg-type]
+        median_ratio=float(np.median(ratios)) if ratios else None,
+        together=together,
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; every module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def ablated(
+    model: nn.Module, taps: Sequence[Tap], units: Sequence[int], means: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Hooks that take units out at the taps that read them and add their mean contribution; always removed.
+
+    `means[module]` (1, ...) is the mean over samples of the tap's input.
+    """
+    with ExitStack() as stack:
+        for tap in taps:
+            read = np.flatnonzero(np.isin(tap.units, units))
+            if not len(read):
+                continue
+            module = model.get_submodule(tap.module)
+            axis = -1 if tap.kind == "linear" else 1
+            entries = torch.from_numpy(read).to(means[tap.module].device)
+            offset = _mean_contribution(module, means[tap.module], entries, axis)
+            before = module.register_forward_pre_hook(_without(entries, axis))
+            stack.callback(before.remove)
+            after = module.register_forward_hook(_plus(offset))
+            stack.callback(after.remove)
+        yield
+
+
+def _mean_contribution(module: nn.Module, mean: Tensor, entries: Tensor, axis: int) -> Tensor:
+    """What the entries add to each output on average over samples and positions, shaped to be added."""
+    nothing = torch.zeros_like(mean)
+    alone = nothing.index_copy(axis, entries, mean.index_select(axis, entries))
+    contribution = module(alone) - module(nothing)
+    positions = [d for d in range(contribution.dim()) if d != axis % contribution.dim()]
+    return contribution.mean(positions, keepdim=True)
+
+
+def _without(entries: Tensor, axis: int) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].index_fill(axis, entries, 0.0), *args[1:])
+
+    return hook
+
+
+def _plus(offset: Tensor) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output + offset.reshape(offset.shape[-output.dim() :])
+
+    return hook
+
+
+def _reference(model: nn.Module, samples: Samples, taps: Sequence[Tap]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities of the model as it is, and the mean input (1, ...) of each tap."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            part = args[0].sum(0, keepdim=True)
+            sums[name] = sums[name] + part if name in sums else part
+            counts[name] = counts.get(name, 0) + len(args[0])
+
+        return hook
+
+    with ExitStack() as stack:
+        for tap in taps:
+            handle = model.get_submodule(tap.module).register_forward_pre_hook(watch(tap.module))
+            stack.callback(handle.remove)
+        outputs = _log_probabilities(model, samples)
+    return outputs, {name: sums[name] / counts[name] for name in sums}
+
+
+def _log_probabilities(model: nn.Module, samples: Samples) -> Tensor:
+    """(N, classes) in float64 where the device has it."""
+    anything = next(iter(model.parameters()))
+    parts = []
+    for batch in batches(samples, BATCH, anything.device):
+        args, kwargs = call_arguments(batch.inputs)
+        logits = first_output(model(*args, **kwargs))
+        logits = logits.flatten(2).mean(2) if logits.dim() > 2 else logits
+        parts.append(torch.log_softmax(logits.float() if logits.device.type == "mps" else logits.double(), 1))
+    return torch.cat(parts)
