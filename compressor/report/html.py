@@ -44,6 +44,8 @@ def render_html(record: Mapping[str, Any] | Record) -> str:
         search_svg=_picture(search_picture(checked)),
         ablation_svg=_picture(ablation_picture(checked.ablation)),
         segments=segments,
+        candidates=words.candidates(checked),
+        nearness=words.nearness(checked),
         facts_of=facts_of,
         speed_word=speed_word,
     )
@@ -72,7 +74,7 @@ def facts_of(value: Mapping[str, Any] | None, prefix: str = "") -> list[tuple[st
 
 def typeset(text: object) -> str:
     """Arrows and minus signs as they are printed; only for words of ours."""
-    return re.sub(r"(?<![\w.\-])-(?=\d)", "−", str(text).replace(" -> ", " → "))
+    return re.sub(r"(?<![\w.\-])-(?=\d)", "−", str(text).replace(" -> ", " → ").replace(" %", "\u00a0%"))
 
 
 def _verdict_svg(record: Record) -> str | None:

@@ -9,9 +9,10 @@ import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 from compressor.report.record import Ablation, Candidate, Record, VerdictPart
-from compressor.report.words import number, points
+from compressor.report.words import number, outcome, points
 
 THEME = {
     "#010101": "var(--ink)",
@@ -28,7 +29,7 @@ INK, MUTED, RULE, ACCENT, GOOD, BAD, UNSURE = THEME
 VALUES = {"passed": GOOD, "failed": BAD, "undecided": UNSURE}
 MARKS = {"passed": "o", "failed": "X", "undecided": "D"}
 
-_WIDE = 5.2
+_WIDE = 4.6
 
 
 @matplotlib.style.context("default")
@@ -61,7 +62,8 @@ def search_picture(record: Record) -> str | None:
     """
     measure = "macs" if str(record.options.get("keep") or "").startswith("macs") else "params"
     tuned = [(100 * getattr(c, measure), c.tune.change, c) for c in record.search if c.tune]
-    shown = sorted((size, change, c) for size, change, c in tuned if change is not None)  # type: ignore[type-var]
+    points_ = [(size, change, c) for size, change, c in tuned if change is not None]
+    shown = sorted(points_, key=lambda point: point[:2])
     judged = [(100 * getattr(c, measure), c.judged, c) for c in record.search if c.judged]
     if not shown and not judged:
         return None
@@ -69,7 +71,7 @@ def search_picture(record: Record) -> str | None:
     floor = -max(4 * (allowed or 0.0), 2.0)
     figure, axes = _figure(3.1)
     _tune_points(axes, shown, floor)
-    _judge_points(axes, judged, floor)
+    _judge_points(axes, judged, floor, outcome(record) == "passed")
     if allowed is not None:
         axes.axhline(-allowed, color=BAD, linewidth=1.2, linestyle="--", label="allowed drop")
     axes.axhline(0, color=MUTED, linewidth=0.8)
@@ -86,19 +88,31 @@ def search_picture(record: Record) -> str | None:
 
 @matplotlib.style.context("default")
 def ablation_picture(ablation: Ablation | None) -> str | None:
-    """Predicted against measured loss of single units; None where no points are recorded."""
-    if ablation is None or not ablation.points:
+    """Predicted against measured loss of single units; None where none was tried."""
+    if ablation is None or not ablation.tried:
         return None
-    predicted, measured = zip(*ablation.points, strict=True)
     figure, axes = _figure(2.9)
-    top = max(*predicted, *measured)
-    axes.plot([0, top], [0, top], color=MUTED, linewidth=1, linestyle="--")
-    axes.plot(predicted, measured, "o", color=ACCENT, markersize=4, alpha=0.75)
+    values = [value for one in ablation.tried for value in (one.predicted, one.measured)]
+    top = max(values)
+    threshold = ablation.below or max(map(abs, values)) / 100 or 1.0
+    for kind, color, mark in (("removable", ACCENT, "o"), ("other", UNSURE, "D")):
+        shown = [one for one in ablation.tried if (one.kind == "removable") == (kind == "removable")]
+        if shown:
+            places = [one.predicted for one in shown], [one.measured for one in shown]
+            axes.plot(*places, mark, color=color, markersize=4, alpha=0.75, label=kind)
+    axes.axline((0, 0), (top or 1.0, top or 1.0), color=MUTED, linewidth=1, linestyle="--")
+    for scaled in (axes.set_xscale, axes.set_yscale):
+        scaled("symlog", linthresh=threshold)
+    for axis in (axes.xaxis, axes.yaxis):
+        locator = SymmetricalLogLocator(base=10, linthresh=threshold)
+        locator.numticks = 6
+        axis.set_major_locator(locator)
+    axes.legend(loc="upper left", frameon=False, labelcolor=INK)
     axes.set_xlabel("predicted loss, nats")
     axes.set_ylabel("measured loss, nats")
     axes.grid(color=RULE, linewidth=0.8)
-    said = f"rank correlation {number(ablation.spearman)}"
-    return _svg(figure, "ablation", f"Predicted and measured loss of {len(predicted)} removed units, {said}")
+    said = f"{len(ablation.tried)} removed units, rank correlation {number(ablation.rank_correlation)}"
+    return _svg(figure, "ablation", f"Predicted and measured loss of {said}")
 
 
 def _tune_points(axes: Axes, shown: list[tuple[float, float, Candidate]], floor: float) -> None:
@@ -111,7 +125,9 @@ def _tune_points(axes: Axes, shown: list[tuple[float, float, Candidate]], floor:
         axes.plot(below, [floor] * len(below), "v", **style, label="tune, further down")
 
 
-def _judge_points(axes: Axes, judged: list[tuple[float, VerdictPart, Candidate]], floor: float) -> None:
+def _judge_points(
+    axes: Axes, judged: list[tuple[float, VerdictPart, Candidate]], floor: float, selected: bool
+) -> None:
     named: set[str] = set()
     for size, verdict, candidate in judged:
         color, at = VALUES[verdict.value], max(verdict.difference, floor)
@@ -124,7 +140,7 @@ def _judge_points(axes: Axes, judged: list[tuple[float, VerdictPart, Candidate]]
         )
         if candidate.selected:
             ring = {"markerfacecolor": "none", "markeredgecolor": INK, "markersize": 15, "linestyle": "none"}
-            axes.plot([size], [at], "o", **ring, label="selected")
+            axes.plot([size], [at], "o", **ring, label="selected" if selected else "this one")
 
 
 def _frame_search(

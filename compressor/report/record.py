@@ -190,13 +190,31 @@ class OnnxPart(Part):
     notes: list[str] = []
 
 
-class Ablation(Part):
-    """How well predicted losses of single units agree with really removing them; `points` in nats."""
+class Ablated(Part):
+    """Units that were really taken out, their finding, and the loss predicted and measured, in nats."""
 
-    spearman: float | None = None
+    predicted: float
+    measured: float
+    kind: str = "removable"
+    units: JsonValue = None
+    """Their numbers, or how many where they are too many to list."""
+
+
+class Ablation(Part):
+    """How well predicted losses agree with measured ones, as `findings.ablation.Agreement.as_dict` gives it.
+
+    `tried` has single units, `together` all removable units at once; `confirmed` is the share of the
+    `removable` units tried whose measured loss is at most `below` nats.
+    """
+
+    tried: list[Ablated] = []
+    together: Ablated | None = None
     samples: Count | None = None
-    points: list[Annotated[list[float], Field(min_length=2, max_length=2)]] = []
-    """[predicted, measured] of each unit tried."""
+    below: float | None = None
+    removable: Count | None = None
+    confirmed: Share | None = None
+    rank_correlation: float | None = None
+    median_ratio: float | None = None
 
 
 class DataPart(Part):

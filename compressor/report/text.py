@@ -16,9 +16,11 @@ from compressor.report.words import (
     KINDS,
     ablation_sentence,
     amount,
+    candidates,
     duration,
     file_size,
     interval,
+    nearness,
     next_step,
     number,
     outcome,
@@ -114,18 +116,18 @@ def groups_table(groups: Sequence[GroupPart], kept: bool = True) -> Table:
 
 
 def search_table(record: Record) -> Table:
-    """The candidates, from the largest to the smallest; the selected one is marked."""
+    """The candidates, from the largest to the smallest; the record's own one is marked."""
     table = plain_table("", "params", "MACs", "loss (nats)", "tune", "judged", "interval", right_from=1)
-    for candidate in record.search:
-        table.add_row(*cells(*_candidate(candidate)))
+    for mark, candidate in candidates(record):
+        table.add_row(*cells(*_candidate(candidate, mark)))
     return table
 
 
-def _candidate(candidate: Candidate) -> list[str]:
+def _candidate(candidate: Candidate, mark: str) -> list[str]:
     change = candidate.tune.change if candidate.tune else None
     judged = candidate.judged
     return [
-        "->" if candidate.selected else "",
+        "->" if mark else "",
         percent(candidate.params),
         percent(candidate.macs),
         number(candidate.predicted_loss),
@@ -156,10 +158,9 @@ def _measured(record: Record) -> list[str]:
         block = (record.align or {}).get("block", "?")
         size = amount(record.unaligned.params)
         said.append(f"Widths are multiples of {block} where that pays; without alignment: {size} parameters")
-    near = record.fidelity or {}
-    if isinstance(near.get("agreement"), (int, float)):
-        kl = f", KL {number(near['kl'])} nats" if near.get("kl") is not None else ""
-        said.append(f"Same answer as the original on {number(near['agreement'], 5)} % of the inputs{kl}")
+    near = nearness(record)
+    if near:
+        said.append(", ".join(f"{name} {figure}" for name, figure in near).capitalize())
     if record.onnx and record.onnx.max_abs_error is not None:
         error = record.onnx.max_abs_error
         said.append(f"ONNX file against the network: largest error {number(error)}")

@@ -66,18 +66,18 @@ def speed_word(low: float, high: float) -> str:
 def doctor_view(facts: Mapping[str, Any]) -> RenderableType:
     """What this installation can do.
 
-    `facts` has any of `versions` (name -> version), `devices`, `providers` (lists), `threads`, `block` (the
-    measured channel block, a number or `Block.as_dict()`), `data` (name -> where it is, or None if missing),
+    `facts` has any of `versions` and `machine` (name -> what), `devices`, `providers` (lists), `threads`,
+    `block` (the measured channel block, a number or `Block.as_dict()`), `data` (name -> where it is, or None if missing),
     `problems` (list of sentences). What is not given is not shown.
     """
     parts: list[RenderableType] = []
-    for title in ("versions", "data"):
+    for title in ("versions", "machine", "data"):
         if facts.get(title):
             table = plain_table(title, "", right_from=2)
             for name, value in facts[title].items():
                 table.add_row(*cells(str(name), _there(value)))
             parts.append(table)
-    table = plain_table("machine", "", right_from=2)
+    table = plain_table("runtime", "", right_from=2)
     for name in ("devices", "providers"):
         if facts.get(name):
             table.add_row(*cells(name, ", ".join(str(value) for value in facts[name])))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.report.record import Record, VerdictPart, validate
+from compressor.report.record import Candidate, Record, VerdictPart, validate
 
 KINDS = ("needed", "removable", "repeated", "dependent", "silent")
 """What a unit can be, in the order in which reports show it."""
@@ -162,7 +162,7 @@ def next_step(record: Record, folder: str = "DIR") -> str:
         return f"compressor.load({folder!r}) gives the network back; judge it again: {again}"
     if found == "failed":
         kept = "" if record.exported else ", or --keep-failed to write it all the same"
-        return f"keep more (--keep), allow a larger --max-drop, add --recover 8ep{kept}"
+        return f"keep more (--keep) or allow a larger --max-drop{kept}"
     if found == "undecided":
         return "judge on more samples, or allow a larger --max-drop"
     if found == "analyzed":
@@ -174,12 +174,47 @@ def next_step(record: Record, folder: str = "DIR") -> str:
 
 def ablation_sentence(record: Record) -> str | None:
     """How well prediction and real removal agree, None where it was not tried."""
-    tried = record.ablation
-    if tried is None:
+    found = record.ablation
+    if found is None or not found.tried:
         return None
-    units = (
-        f"{tried.samples} units were really removed, one at a time" if tried.samples else "Units were removed"
-    )
-    if tried.spearman is None:
-        return f"{units}; the order of their losses cannot be compared"
-    return f"{units}: rank correlation of predicted and measured loss {tried.spearman:.2f}"
+    said = f"{len(found.tried)} units were really removed, one at a time: "
+    if found.rank_correlation is None:
+        said += "too few or too equal to rank"
+    else:
+        said += f"rank correlation of predicted and measured loss {found.rank_correlation:.2f}"
+    if found.confirmed is not None:
+        said += f"; {percent(found.confirmed)} of the {number(found.removable)} removable ones confirmed"
+    if found.together is not None:
+        both = (
+            f"predicted {number(found.together.predicted)}, measured {number(found.together.measured)} nats"
+        )
+        said += f"; all {number(found.together.units)} removable units at once: {both}"
+    return said
+
+
+def candidates(record: Record) -> list[tuple[str, Candidate]]:
+    """The search from the largest to the smallest; the one that this record is about has a mark."""
+    mark = "selected" if outcome(record) == "passed" else "this one"
+    ordered = sorted(record.search, key=lambda candidate: (-candidate.params, -candidate.macs))
+    return [(mark if candidate.selected else "", candidate) for candidate in ordered]
+
+
+def nearness(record: Record) -> list[tuple[str, str]]:
+    """Lines about the outputs next to the original's: name and figure."""
+    near = record.fidelity or {}
+    lines: list[tuple[str, str]] = []
+    if near.get("agreement") is not None:
+        lines.append(("same answer as the original", f"{number(near['agreement'], 5)} %"))
+    if near.get("kl") is not None:
+        lines.append(("mean KL divergence", f"{number(near['kl'])} nats"))
+    if near.get("max_abs_change") is not None:
+        relative = f" ({number(near.get('max_relative_change'))} of their spread)"
+        lines.append(("largest change of an output", f"{number(near['max_abs_change'])}{relative}"))
+    if near.get("not_finite"):
+        lines.append(("outputs that are not finite", number(near["not_finite"])))
+    worst = near.get("worst_class")
+    if isinstance(worst, dict):
+        shares = f"{number(worst.get('original'), 4)} -> {number(worst.get('compressed'), 4)} %"
+        label, count = number(worst.get("label")), number(worst.get("samples"))
+        lines.append(("class that lost most", f"class {label}: {shares} ({count} samples)"))
+    return lines

@@ -80,7 +80,8 @@ def test_a_failed_network_that_was_kept_is_said_so_first():
 def test_the_numbers_are_there():
     text = Reader(render_html(passed())).text
     expected = [
-        "2,911,754 349,410 12.0 %", "2.91 M 0.35 M 12.0 %", "1.40 MB", "4.21 ms 1.13 ms 26.8 %",
+        "2,911,754 349,410 12.0 %", "2.91 M 0.35 M 12.0 %", "class 6: 71.9 → 69.8", "1.40 MB",
+        "4.21 ms 1.13 ms 26.8 %",
         "difference −0.39 points [−0.49, −0.29] at 95 %", "allowed −1.00", "5000 samples",
         "341,007 parameters", "12.0 % selected 27.2 % 0.0167 −0.35 −0.39 [−0.59, −0.19] passed",
         "310 of 1,024 kept", "96, frozen: attention heads", "attention.query attention heads",

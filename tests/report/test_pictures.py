@@ -72,7 +72,7 @@ def test_nothing_to_draw():
     assert search_picture(validate(passed(search=[]))) is None
     assert search_picture(validate(passed(search=[{"params": 0.5, "macs": 0.5}]))) is None
     assert ablation_picture(None) is None
-    assert ablation_picture(Ablation(spearman=0.5)) is None
+    assert ablation_picture(Ablation(rank_correlation=0.5)) is None
 
 
 @pytest.mark.parametrize("judged", [True, False])
@@ -80,7 +80,11 @@ def test_single_points_and_no_losses_can_be_drawn(judged):
     record = passed()
     verdict = record["search"][0]["judged"] | {"difference": 0.0, "interval": [0.0, 0.0], "allowed": 0.0}
     one = {"params": 0.5, "macs": 0.5, "judged": verdict if judged else None, "tune": {"agreement": 100.0}}
-    record |= {"search": [one], "verdict": verdict, "ablation": {"points": [[0.0, 0.0]]}}
+    record |= {
+        "search": [one],
+        "verdict": verdict,
+        "ablation": {"tried": [{"predicted": 0.0, "measured": 0.0}]},
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(pictures(record)) == 3

@@ -84,6 +84,7 @@ def test_the_summary_has_the_numbers():
         "failed -1.31",
         "rank correlation",
         "0.93",
+        "class 6: 71.9 -> 69.8 %",
         "97.42 %",
         "warning: Samples",
     ):
