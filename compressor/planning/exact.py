@@ -1,0 +1,330 @@
+"""Exact mode: the units that a network can lose with no change at all, certified.
+
+By weights, for every input: units that nobody reads, and units that no input moves. By measurement:
+scaled copies and linear combinations that hold at rounding level on fit rows *and* on rows the fit has
+not seen, real and synthetic. What is only silent on the samples is reported and stays.
+
+Shape letters: U units, D dropped units, K kept units.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from compressor.algebra.span import columns
+from compressor.planning.certain import unmoved, unread
+from compressor.planning.claims import (
+    FIT_ROWS_PER_UNIT,
+    HELD_ROWS_PER_UNIT,
+    Claims,
+    Judge,
+    find_claims,
+)
+from compressor.planning.fresh import batched, fresh_inputs, sample_count, taken
+from compressor.planning.reading import RowStore, spots, visit_taps
+from compressor.records import Finding
+from compressor.units.graph import Group, UnitGraph
+from compressor.units.trace import recorded_pair
+
+BATCH = 16
+FIT_SAMPLES, HELD_SAMPLES, MOST_SAMPLES = 24, 72, 20_000
+"""Least number of samples (real and synthetic) that claims are fitted and judged on, and the most."""
+EFFORT = 1e10
+"""Multiply-accumulates that may be spent on further samples, for combinations in layers that give few
+rows.
+"""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How the dropped units of one group are rebuilt at each tap: `x[dropped] = expand @ x[kept] +
+    offset`.
+    """
+
+    group: str
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...]
+    expand: Mapping[str, Tensor]
+    """Tap (its module) -> (D, K) float64."""
+    offset: Mapping[str, Tensor]
+    """Tap -> (D,) float64."""
+
+
+@dataclass(frozen=True)
+class ExactPlan:
+    """What may go with no change, how it is folded, and what was only seen."""
+
+    kept: Mapping[str, tuple[int, ...]]
+    """Groups that lose units -> sorted indices that stay."""
+    folds: tuple[Fold, ...]
+    findings: tuple[Finding, ...]
+    silent_on_sample: tuple[Finding, ...]
+    """Units that never varied on the samples: not removed, since other inputs may need them."""
+    too_few_rows: tuple[str, ...]
+    """Groups with too few rows to claim combinations (copies were still looked for)."""
+    samples: tuple[int, int]
+    """Fit and held-out samples used, real and synthetic together."""
+    taken_back: tuple[str, ...] = ()
+    """Groups whose fold moved the outputs, and that stay whole."""
+
+    @property
+    def removed(self) -> int:
+        """Number of units that go."""
+        return sum(len(fold.dropped) for fold in self.folds)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Real and synthetic samples for one purpose; made batch by batch, the same each time."""
+
+    real: Any
+    synthetic: int
+    seed: int
+
+    def __len__(self) -> int:
+        return sample_count(self.real) + self.synthetic
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        yield from batched(self.real, BATCH)
+        for start in range(0, self.synthetic, BATCH):
+            generator = torch.Generator().manual_seed(self.seed + start)
+            count = min(BATCH, self.synthetic - start)
+            yield count, fresh_inputs(self.real, count, generator)
+
+
+def parameter_dtype(model: nn.Module) -> torch.dtype:
+    """float64 if all floating parameters are; else float32, which sets the tolerances."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return torch.float64 if kinds == {torch.float64} else torch.float32
+
+
+def as_double(inputs: Any) -> Any:
+    """Inputs with floating leaves on the CPU in float64."""
+
+    def cast(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.detach().cpu().double() if leaf.is_floating_point() else leaf.detach().cpu()
+
+    return pytree.tree_map(cast, inputs)
+
+
+def find_exact(
+    model: nn.Module,
+    graph: UnitGraph,
+    inputs: Any,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+    effort: float = EFFORT,
+) -> ExactPlan:
+    """Which units of `model` can go with no change, and their folds; nothing given is changed.
+
+    `inputs` are calibration samples (a tensor or pytree). `progress` is called with the number of samples
+    after each batch. Raises DataError without samples.
+    """
+    net = copy.deepcopy(model).cpu().double().eval()
+    search = _Search(net, graph, as_double(inputs), seed, effort, parameter_dtype(model), progress)
+    return search.run()
+
+
+class _Search:
+    """The state of one search: which groups are looked at, how many samples, and the claims."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        graph: UnitGraph,
+        inputs: Any,
+        seed: int,
+        effort: float,
+        dtype: torch.dtype,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.net, self.graph, self.dtype, self.seed, self.progress = net, graph, dtype, seed, progress
+        layouts = {group.name: spots(graph, group) for group in graph.groups if group.frozen is None}
+        self.layouts = {name: found for name, found in layouts.items() if found}
+        self.groups = [group for group in graph.groups if group.name in self.layouts]
+        self.generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(sample_count(inputs), generator=self.generator)
+        half = max(1, len(order) // 2)
+        self.first, self.second = taken(inputs, order[:half]), taken(inputs, order[-half:])
+        self.unread = unread(net, graph)
+        self.unmoved = unmoved(net, graph, recorded_pair(net, inputs)) if self.groups else self.unread
+        self.effort = effort
+
+    def run(self) -> ExactPlan:
+        if not self.groups:
+            return ExactPlan({}, (), (), (), (), (0, 0))
+        per_sample = self._rows_per_sample()
+        fit_size, held_size = self._sizes(per_sample)
+        fit = self._part(self.first, fit_size, 1)
+        held = self._part(self.second, held_size, 2)
+        store = self._collect(fit, per_sample)
+        claims, silent, few = {}, [], []
+        for group in self.groups:
+            claims[group.name], quiet, dense = self._claims(group, store, held_size, per_sample)
+            silent += [Finding(group.name, unit, "silent", 0.0) for unit in quiet]
+            few += [] if dense else [group.name]
+        del store
+        good = self._judge({name: c for name, c in claims.items() if len(c)}, held)
+        folds, findings = [], []
+        for group in self.groups:
+            fold, found = self._fold(group, claims[group.name], good.get(group.name))
+            findings += found
+            folds += [fold] if fold is not None else []
+        kept = {fold.group: fold.kept for fold in folds}
+        sizes = (len(fit), len(held))
+        return ExactPlan(kept, tuple(folds), tuple(findings), tuple(silent), tuple(few), sizes)
+
+    def _watched(self, batches: Any) -> Iterator[tuple[int, Any]]:
+        for count, inputs in batches:
+            yield count, inputs
+            if self.progress is not None:
+                self.progress(count)
+
+    def _rows_per_sample(self) -> dict[int, int]:
+        """Tap -> rows that one sample gives."""
+        rows: dict[int, int] = {}
+
+        def count(place: int, read: Tensor) -> None:
+            rows[place] = rows.get(place, 0) + read.shape[0] * read.shape[1]
+
+        wanted = {spot.tap for found in self.layouts.values() for spot in found}
+        one = taken(self.first, torch.tensor([0, 0]))
+        visit_taps(self.net, self.graph.taps, [(2, one)], dict.fromkeys(sorted(wanted), count))
+        return {place: max(1, total // 2) for place, total in rows.items()}
+
+    def _sizes(self, per_sample: dict[int, int]) -> tuple[int, int]:
+        """Fit and held-out samples: as many as combinations need in all groups that the effort allows."""
+        macs = max(1, sum(operation.macs for operation in self.graph.operations))
+        most = min(MOST_SAMPLES, self.effort / macs)
+        fit, held = FIT_SAMPLES, HELD_SAMPLES
+        for group in self.groups:
+            rows = self._group_rows(group, per_sample)
+            more_fit = -(-_fit_rows(group) // rows)
+            more_held = -(-HELD_ROWS_PER_UNIT * len(group.units) // rows)
+            if more_fit + more_held <= most:
+                fit, held = max(fit, more_fit), max(held, more_held)
+        return fit, held
+
+    def _group_rows(self, group: Group, per_sample: dict[int, int]) -> int:
+        """Rows that one sample gives at the tap that has the fewest."""
+        return min(per_sample.get(spot.tap, 1) * spot.entries.shape[1] for spot in self.layouts[group.name])
+
+    def _part(self, real: Any, size: int, key: int) -> HeldOut:
+        use = min(sample_count(real), max(FIT_SAMPLES, size // 2))
+        part = taken(real, torch.arange(use))
+        return HeldOut(part, max(size - use, size // 2), (self.seed * 4 + key) * 1_000_003)
+
+    def _collect(self, fit: HeldOut, per_sample: dict[int, int]) -> RowStore:
+        wanted: dict[int, int] = {}
+        for group in self.groups:
+            for spot in self.layouts[group.name]:
+                need = -(-_fit_rows(group) // spot.entries.shape[1])
+                wanted[spot.tap] = max(wanted.get(spot.tap, 0), need)
+        store = RowStore(wanted, len(fit), self.generator)
+        visit_taps(self.net, self.graph.taps, self._watched(fit), dict.fromkeys(wanted, store.visit))
+        return store
+
+    def _claims(
+        self, group: Group, store: RowStore, held: int, per_sample: dict[int, int]
+    ) -> tuple[Claims, list[int], bool]:
+        """Claims from the fit rows, units that never varied there, and whether combinations could be
+        looked for.
+        """
+        found = self.layouts[group.name]
+        exact = [self.graph.taps[spot.tap].intercept_exact for spot in found]
+        taps = [
+            columns(spot.rows(store.rows(spot.tap)), spot.present, takes)
+            for spot, takes in zip(found, exact, strict=True)
+        ]
+        useless = torch.from_numpy(self.unread[group.units])
+        constant = torch.from_numpy(self.unmoved[group.units]) & ~useless
+        enough = held * self._group_rows(group, per_sample) >= HELD_ROWS_PER_UNIT * len(group.units)
+        dense = enough and all(len(tap.x) >= FIT_ROWS_PER_UNIT * len(group.units) for tap in taps)
+        claims = find_claims(found, taps, exact, constant, ~useless, dense, self.dtype)
+        varied = torch.stack([tap.active for tap in taps]).any(0)
+        constant[claims.constant] = True
+        quiet = torch.nonzero(~varied & ~useless & ~constant)[:, 0].tolist()
+        return claims, quiet, dense
+
+    def _judge(self, claims: dict[str, Claims], held: HeldOut) -> dict[str, Tensor]:
+        judges = {name: Judge(c, self.seed) for name, c in claims.items()}
+        by_tap: dict[int, list[tuple[Judge, int]]] = {}
+        for name, judge in judges.items():
+            for t, spot in enumerate(claims[name].spots):
+                by_tap.setdefault(spot.tap, []).append((judge, t))
+
+        def visit(place: int, read: Tensor) -> None:
+            for judge, t in by_tap[place]:
+                judge.visit(t, read)
+
+        if by_tap:
+            visit_taps(self.net, self.graph.taps, self._watched(held), dict.fromkeys(by_tap, visit))
+        return {name: judge.verdict(self.dtype) for name, judge in judges.items()}
+
+    def _fold(self, group: Group, claims: Claims, good: Tensor | None) -> tuple[Fold | None, list[Finding]]:
+        useless = torch.from_numpy(self.unread[group.units])
+        gone = useless.clone() if good is None else useless | good
+        if bool(gone.all()):
+            gone[0] = False
+        if not bool(gone.any()):
+            return None, []
+        kept, dropped = torch.nonzero(~gone)[:, 0], torch.nonzero(gone)[:, 0]
+        expand, offset = {}, {}
+        for t, spot in enumerate(claims.spots):
+            module = self.graph.taps[spot.tap].module
+            full, shift = _expansion(claims, t, gone & ~useless)
+            expand[module], offset[module] = full[dropped][:, kept], shift[dropped]
+        fold = Fold(group.name, tuple(kept.tolist()), tuple(dropped.tolist()), expand, offset)
+        return fold, _findings(group.name, claims, gone, useless)
+
+
+def _fit_rows(group: Group) -> int:
+    return int(FIT_ROWS_PER_UNIT * len(group.units)) + 64
+
+
+def _expansion(claims: Claims, t: int, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """(U, U) and (U,): every unit from units that stay; a copy of a dependent unit goes through it."""
+    units = len(gone)
+    full, shift = torch.eye(units, dtype=torch.float64), torch.zeros(units, dtype=torch.float64)
+    there = claims.spots[t].present
+    for units_, kind in (
+        (claims.constant, "constant"),
+        (claims.dependent, "dependent"),
+        (claims.copy, "copy"),
+    ):
+        chosen = gone[units_]
+        target = units_[chosen]
+        full[target] = 0.0
+        if kind == "constant":
+            shift[target] = claims.values[t][chosen]
+        elif kind == "dependent":
+            full[target[:, None], claims.basis[t][None, :]] = claims.share[t][chosen]
+            shift[target] = claims.offset[t][chosen]
+        else:
+            factor, of = claims.factor[t][chosen], claims.of[chosen]
+            full[target] = factor[:, None] * full[of]
+            shift[target] = claims.shift[t][chosen] + factor * shift[of]
+    full[gone & ~there], shift[gone & ~there] = 0.0, 0.0
+    return full, shift
+
+
+def _findings(name: str, claims: Claims, gone: Tensor, useless: Tensor) -> list[Finding]:
+    found = [Finding(name, u, "removable", 0.0) for u in torch.nonzero(gone & useless)[:, 0].tolist()]
+    for place, unit in enumerate(claims.constant.tolist()):
+        if gone[unit]:
+            zero = all(float(values[place]) == 0 for values in claims.values)
+            found.append(Finding(name, unit, "silent", 0.0, constant=not zero))
+    for unit, of in zip(claims.copy.tolist(), claims.of.tolist(), strict=True):
+        if gone[unit]:
+            found.append(Finding(name, unit, "repeated", 1.0, of=of))
+    found += [Finding(name, u, "dependent", 1.0) for u in claims.dependent.tolist() if gone[u]]
+    return found

@@ -1,0 +1,117 @@
+"""Exact mode, carried out: fold, cut, compare with the original on held-out inputs, and take back what
+moved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.planning.exact import (
+    ExactPlan,
+    Fold,
+    as_double,
+    find_exact,
+    parameter_dtype,
+)
+from compressor.planning.fresh import batched, fresh_inputs, joined, sample_count, taken
+from compressor.surgery.fold import folded
+from compressor.surgery.landing import landings
+from compressor.units.graph import UnitGraph
+from compressor.units.program import call_arguments, tensors_in
+from compressor.units.trace import recorded_pair
+
+MOVED = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Largest difference of an output, relative to its spread, that counts as none."""
+COMPARED = 16
+"""Real samples, and as many synthetic ones, on which the networks are compared."""
+
+
+def exact_compress(
+    model: nn.Module,
+    graph: UnitGraph,
+    inputs: Any,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> tuple[nn.Module, ExactPlan]:
+    """A copy of `model` without the units that it can lose with no change, and the plan that was carried
+    out.
+
+    Outputs (computed in float64 with the stored weights) may move by 1e-10 of their spread for float64
+    weights and 1e-4 for float32; folds that move them more are taken back, worst first. Nothing given is
+    changed. Raises DataError without samples.
+    """
+    plan = find_exact(model, graph, inputs, seed=seed, progress=progress, **options)
+    if not plan.folds:
+        return copy.deepcopy(model), plan
+    norms = {
+        spot.module: spot.norm for spot in landings(recorded_pair(model, inputs)) if spot.norm is not None
+    }
+    compare = _Comparison(model, inputs, seed)
+    folds, gone = list(plan.folds), []
+
+    def build(some: Sequence[Fold]) -> nn.Module:
+        return folded(model, graph, some, norms)
+
+    small = build(folds)
+    while folds and compare.moved(small) > MOVED[parameter_dtype(model)]:
+        alone = [compare.moved(build([fold])) for fold in folds]
+        worst = max(range(len(folds)), key=alone.__getitem__)
+        limit = max(MOVED[parameter_dtype(model)], 0.5 * alone[worst])
+        out = {i for i, moved in enumerate(alone) if moved >= limit} or {worst}
+        gone += [folds[i].group for i in sorted(out)]
+        folds = [fold for i, fold in enumerate(folds) if i not in out]
+        small = build(folds)
+    if gone:
+        plan = replace(
+            plan,
+            folds=tuple(folds),
+            kept={fold.group: fold.kept for fold in folds},
+            findings=tuple(f for f in plan.findings if f.group not in gone),
+            taken_back=tuple(gone),
+        )
+    return small, plan
+
+
+class _Comparison:
+    """Outputs of the original on real and synthetic samples, to compare others with."""
+
+    def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
+        given = as_double(inputs)
+        generator = torch.Generator().manual_seed(seed + 77)
+        real = taken(given, torch.randperm(sample_count(given), generator=generator)[:COMPARED])
+        self._inputs = joined([real, fresh_inputs(given, COMPARED, generator)])
+        self._outputs = self._run(model)
+
+    def _run(self, model: nn.Module) -> list[Tensor]:
+        net = copy.deepcopy(model).cpu().double().eval()
+        parts = []
+        with torch.no_grad():
+            for _, batch in batched(self._inputs, COMPARED):
+                args, kwargs = call_arguments(batch)
+                parts.append([out for out in tensors_in(net(*args, **kwargs)) if out.is_floating_point()])
+        return [torch.cat([part[i] for part in parts]) for i in range(len(parts[0]))]
+
+    def moved(self, small: nn.Module) -> float:
+        """Largest difference of any output, relative to that output's spread."""
+        return moved(self._outputs, self._run(small))
+
+
+def moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Largest difference between outputs (N, ...) relative to their spread over the samples (their size
+    where they do not vary); not finite counts as infinite.
+    """
+    worst = 0.0
+    for old, new in zip((b.detach() for b in before), (a.detach() for a in after), strict=True):
+        spread = float((old - old.mean(0, keepdim=True)).square().mean().sqrt())
+        gap = float((old - new).abs().max())
+        scale = spread or float(old.abs().max())
+        part = gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf"))
+        worst = max(worst, part if part == part else float("inf"))
+    return worst

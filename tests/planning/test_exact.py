@@ -1,0 +1,164 @@
+"""Exact mode against answer keys: every planted surplus unit goes, lean networks stay whole."""
+
+from __future__ import annotations
+
+import copy
+
+import planted
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.planning.exact import ExactPlan, find_exact
+from compressor.surgery.exact import exact_compress, moved
+from compressor.units.trace import trace
+
+EVERY = sorted(planted.SMALL)
+
+
+def removed(plan: ExactPlan) -> dict[str, int]:
+    return {fold.group: len(fold.dropped) for fold in plan.folds}
+
+
+def gap(a: nn.Module, b: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return moved([a(x)], [b(x)])
+
+
+def other_inputs(x: Tensor) -> Tensor:
+    return 1.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64).to(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_clone_goes(name: str, dtype: torch.dtype) -> None:
+    lean, x = planted.small(name)
+    lean, x = lean.to(dtype), x.to(dtype)
+    graph = trace(lean, x)
+    wide = planted.split(lean, graph, planted.choose(graph, 1, groups=1.0, units=0.3))
+    limit = 1e-10 if dtype == torch.float64 else 1e-4
+    assert gap(lean, wide.model, x) < limit
+    small, plan = exact_compress(wide.model, trace(wide.model, x), x)
+    assert removed(plan) == wide.surplus
+    assert gap(wide.model, small, other_inputs(x)) < limit
+    assert {key: value.shape for key, value in small.state_dict().items()} == {
+        key: value.shape for key, value in lean.state_dict().items()
+    }
+    assert {f.kind for f in plan.findings} == {"repeated"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_lean_networks_stay_whole(name: str) -> None:
+    lean, x = planted.small(name, seed=5)
+    small, plan = exact_compress(lean, trace(lean, x), x)
+    assert plan.removed == 0
+    assert gap(lean, small, x) == 0.0
+
+
+def test_every_kind_of_surplus_is_named() -> None:
+    model, x = planted.small("dense", count=400)
+    with torch.no_grad():
+        model.a.weight[1], model.a.bias[1] = 0.0, 0.8  # constant
+        model.a.weight[2], model.a.bias[2] = 0.0, -0.8  # dead
+        model.a.weight[3], model.a.bias[3] = 2 * model.a.weight[0], 2 * model.a.bias[0]  # scaled
+        model.b.weight[:, 4] = 0.0  # read by nobody
+        model.a.bias[5] = -100.0  # silent on the sample only
+    plan = find_exact(model, trace(model, x), x)
+    kinds = {(f.group, f.unit, f.kind, f.constant) for f in plan.findings}
+    assert kinds - {("a", 0, "repeated", False)} - {("a", 3, "repeated", False)} == {
+        ("a", 1, "silent", True),
+        ("a", 2, "silent", False),
+        ("a", 4, "removable", False),
+    }
+    assert sum(f.kind == "repeated" for f in plan.findings) == 1
+    assert [(f.group, f.unit) for f in plan.silent_on_sample] == [("a", 5)]
+    small, done = exact_compress(model, trace(model, x), x)
+    assert done.removed == 4
+    assert gap(model, small, other_inputs(x)) < 1e-10
+
+
+class Linear(nn.Module):
+    """A layer without activation: combinations of its units are units, too."""
+
+    def __init__(self, padded: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 14, 3), nn.Conv2d(14, 12, 3, padding=int(padded))
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.b(self.a(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_combinations_go_and_take_their_constants_where_that_is_exact(padded: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Linear(padded).double(), torch.randn(64, 3, 10, 10, dtype=torch.float64)
+    with torch.no_grad():
+        mix = torch.randn(4, 10, dtype=torch.float64)
+        model.a.weight[10:] = torch.einsum("dk,kcij->dcij", mix, model.a.weight[:10])
+        model.a.bias[10:] = mix @ model.a.bias[:10] + (0.0 if padded else 1.0)
+    small, plan = exact_compress(model, trace(model, x), x)
+    assert removed(plan) == {"a": 4}
+    assert {f.kind for f in plan.findings} == {"dependent"}
+    assert gap(model, small, other_inputs(x)) < 1e-10
+    with torch.no_grad():
+        model.a.bias[10:] += torch.arange(4) + 1.0  # no combination any more without a constant
+    assert removed(find_exact(model, trace(model, x), x)) == ({"a": 3} if padded else {"a": 4})
+
+
+def test_few_images_remove_nothing_that_fresh_inputs_need() -> None:
+    """On eight images, units look silent, equal and dependent that are not."""
+    lean, x = planted.small("convs", count=8)
+    images = torch.zeros_like(x)
+    images[:, :, 3:5, 3:5] = x[:, :, 3:5, 3:5].abs()  # always dark borders, only positive values
+    with torch.no_grad():
+        lean.a.weight[1] = lean.a.weight[0]
+        lean.a.weight[1][:, 0, 0] += 0.5 * (lean.a.weight[0].abs().mean())
+        lean.norm.bias[2] -= 6.0
+    graph = trace(lean, images)
+    small, plan = exact_compress(lean, graph, images)
+    assert plan.removed == 0
+    wide = planted.split(lean, graph, planted.choose(graph, 2, groups=1.0, units=0.3))
+    small, plan = exact_compress(wide.model, trace(wide.model, images), images)
+    assert plan.removed > 0
+    assert gap(wide.model, small, other_inputs(x)) < 1e-10
+
+
+def test_a_dense_layer_on_few_samples_claims_no_combination() -> None:
+    model = planted.Dense(width=300, inputs=400).double()
+    x = torch.randn(8, 400, dtype=torch.float64)
+    plan = find_exact(model, trace(model, x), x, effort=0.0)
+    assert plan.removed == 0
+    assert set(plan.too_few_rows) == {"a", "b"}
+    assert find_exact(model, trace(model, x), x).too_few_rows == ()
+
+
+def test_a_fold_that_moves_the_outputs_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = planted.small("dense")
+    with torch.no_grad():
+        for layer, of in ((model.a, 0), (model.b, 2)):
+            layer.weight[1], layer.bias[1] = layer.weight[of], layer.bias[of]
+    graph = trace(model, x)
+    plan = find_exact(model, graph, x)
+    assert removed(plan) == {"a": 1, "b": 1}
+    wrong = {m: 1.001 * e for m, e in plan.folds[0].expand.items()}
+    object.__setattr__(plan.folds[0], "expand", wrong)
+    monkeypatch.setattr("compressor.surgery.exact.find_exact", lambda *a, **k: plan)
+    small, done = exact_compress(model, graph, x)
+    assert removed(done) == {"b": 1}
+    assert done.taken_back == ("a",)
+    assert gap(model, small, x) < 1e-10
+
+
+def test_nothing_given_is_changed_and_the_same_seed_gives_the_same_plan() -> None:
+    lean, x = planted.small("residual")
+    graph = trace(lean, x)
+    model = planted.split(lean, graph, planted.choose(graph, 4)).model.train()
+    before, inputs, state = copy.deepcopy(model.state_dict()), x.clone(), torch.get_rng_state()
+    plans = [exact_compress(model, trace(model, x), x)[1] for _ in range(2)]
+    assert plans[0].kept == plans[1].kept
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(x, inputs)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(not m._forward_pre_hooks for m in model.modules())
