@@ -92,14 +92,10 @@ class Span:
         """Keep several units at once: `chosen` (n,) bool."""
         rows = torch.nonzero(chosen[self.places] & (self.correlation.diagonal() > 0)).flatten()
         inner = self.correlation[rows][:, rows] + JITTER * torch.eye(len(rows)).to(self.correlation)
-        solved = torch.linalg.solve_triangular(
-            torch.linalg.cholesky(inner), self.correlation[rows], upper=False
-        )
+        solved = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), self.correlation[rows], upper=False)
         self.residual = (self.correlation.diagonal() - solved.square().sum(0)).clamp_min(0)
         self.kept = len(rows)
-        self._room = torch.cat(
-            [solved.T, solved.new_zeros(len(self.places), len(self.places) - len(rows))], 1
-        )
+        self._room = torch.cat([solved.T, solved.new_zeros(len(self.places), len(self.places) - len(rows))], 1)
 
     def add(self, unit: int) -> None:
         """Keep one more unit; one that the kept units explain entirely adds nothing."""

@@ -26,8 +26,7 @@ def dependent(
     must hold there too.
     """
     spans = [
-        Span(reading.correlation(tolerance), reading.places, reading.moments.samples)
-        for reading in cluster.readings
+        Span(reading.correlation(tolerance), reading.places, reading.moments.samples) for reading in cluster.readings
     ]
     share = explained(spans, free, kept, worth, threshold)
     found = ~torch.isnan(share)

@@ -39,15 +39,9 @@ def kernel_of(tap: Tap, module: nn.Module) -> Kernel:
     lines = []
     for d, size in enumerate(sizes):
         reach = conv.dilation[d] * (size - 1)
-        left = (
-            {"same": reach // 2, "valid": 0}[conv.padding]
-            if isinstance(conv.padding, str)
-            else conv.padding[d]
-        )
+        left = {"same": reach // 2, "valid": 0}[conv.padding] if isinstance(conv.padding, str) else conv.padding[d]
         right = reach - left if conv.padding == "same" else left
-        lines.append(
-            [j for j in range(size) if left <= j * conv.dilation[d] <= reach - right] or list(range(size))
-        )
+        lines.append([j for j in range(size) if left <= j * conv.dilation[d] <= reach - right] or list(range(size)))
     inside = [int(np.ravel_multi_index(place, sizes)) for place in itertools.product(*lines)]
     return Kernel(math.prod(sizes), tuple(inside))
 
@@ -168,17 +162,13 @@ def clusters(model: nn.Module, graph: UnitGraph, statistics: Statistics) -> list
         live[group.units] = i
     links = [np.unique(live[tap.units[tap.units >= 0]]) for tap in graph.taps]
     links = [link[link >= 0] for link in links]
-    pairs = np.array(
-        [(link[0], other) for link in links if len(link) for other in link], dtype=np.int64
-    ).reshape(-1, 2)
+    pairs = np.array([(link[0], other) for link in links if len(link) for other in link], dtype=np.int64).reshape(-1, 2)
     joined = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(names), len(names)))
     _, label = connected_components(joined, directed=False)
     result = []
     for part in dict.fromkeys(label.tolist()):
         units = np.concatenate([group.units for i, group in enumerate(names) if label[i] == part])
-        taps = [
-            tap for tap, link in zip(graph.taps, links, strict=True) if len(link) and label[link[0]] == part
-        ]
+        taps = [tap for tap, link in zip(graph.taps, links, strict=True) if len(link) and label[link[0]] == part]
         result.append(_cluster(model, units, taps, statistics))
     return result
 

@@ -65,7 +65,5 @@ def _weights(module: nn.Module, tap: Tap, per_kernel: bool, like: Tensor) -> lis
     if tap.kind == "conv":
         return list(weight.flatten(2).unbind(2))
     layer: Any = module
-    share = 1 / math.sqrt(
-        math.prod(layer.stride)
-    )  # only this share (squared) of the outputs reads a given kernel tap
+    share = 1 / math.sqrt(math.prod(layer.stride))  # only this share (squared) of the outputs reads a given kernel tap
     return [part.T * share for part in weight.flatten(2).unbind(2)]

@@ -96,9 +96,7 @@ def _of_cluster(
     named = torch.zeros_like(free)
     named[of[of >= 0]] = True
     open_ = free & (of < 0) & ~named
-    share = dependent(
-        cluster, open_, donors & ~open_ & (of < 0), cost, limits.silent, limits.dependent, fresh
-    )
+    share = dependent(cluster, open_, donors & ~open_ & (of < 0), cost, limits.silent, limits.dependent, fresh)
     columns = [quiet, constant, spare, of, alike, share, cost]
     rows = zip(cluster.numbers.tolist(), *[column.tolist() for column in columns], strict=True)
     live = int(cluster.live.sum())

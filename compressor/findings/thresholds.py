@@ -25,12 +25,7 @@ class Thresholds:
     dependent: float = 0.95
 
     def __post_init__(self) -> None:
-        if not (
-            0 <= self.silent < 1
-            and self.removable >= 0
-            and 0 < self.repeated <= 1
-            and 0 < self.dependent <= 1
-        ):
+        if not (0 <= self.silent < 1 and self.removable >= 0 and 0 < self.repeated <= 1 and 0 < self.dependent <= 1):
             raise UsageError(
                 "thresholds of the findings",
                 str(asdict(self)),

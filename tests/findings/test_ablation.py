@@ -50,7 +50,7 @@ def prepared(model: nn.Module, count: int = 400) -> tuple[UnitGraph, list[Findin
 def test_prediction_agrees_with_measurement(padding: int) -> None:
     model = network(padding)
     graph, found, samples, predicted = prepared(model)
-    result = confirm_removable(model, graph, found, samples, predicted, sample=20)
+    result = confirm_removable(model, graph, found, samples, predicted, sample=20, most=400)
     assert result.rank_correlation is not None
     assert result.rank_correlation > 0.9
     assert result.median_ratio is not None
@@ -96,15 +96,13 @@ def test_nothing_is_changed_and_a_seed_decides() -> None:
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
     random = torch.get_rng_state()
-    results = [
-        confirm_removable(model, graph, found, samples, predicted, sample=8, seed=s) for s in (0, 0, 1)
-    ]
+    results = [confirm_removable(model, graph, found, samples, predicted, sample=8, seed=s) for s in (0, 0, 1)]
     assert results[0] == results[1] != results[2]
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert json.loads(json.dumps(results[0].as_dict()))["samples"] == len(samples)
+    assert json.loads(json.dumps(results[0].as_dict()))["samples"] == 256 < len(samples)
 
 
 def test_hooks_go_when_the_model_fails() -> None:

@@ -114,9 +114,7 @@ def test_planted_conv_whatever_the_padding(padding: int, stride: int) -> None:
 
 
 def test_a_unit_that_varies_only_where_the_centre_of_the_kernel_does_not_look_is_not_silent() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.Flatten(), nn.LazyLinear(3)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.Flatten(), nn.LazyLinear(3))
     x = images()
     x[:, 0, ::2, ::2] = 0.7  # constant where the stride puts the centre
     model(x[:2])
