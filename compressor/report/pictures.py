@@ -69,7 +69,7 @@ def search_picture(record: Record) -> str | None:
         return None
     allowed = record.verdict.allowed if record.verdict else None
     floor = -max(4 * (allowed or 0.0), 2.0)
-    figure, axes = _figure(3.1)
+    figure, axes = _figure(3.5)
     _tune_points(axes, shown, floor)
     _judge_points(axes, judged, floor, outcome(record) == "passed")
     if allowed is not None:
@@ -79,11 +79,9 @@ def search_picture(record: Record) -> str | None:
     axes.set_xlabel("parameters kept, %" if measure == "params" else "MACs kept, %")
     axes.set_ylabel("difference, points")
     axes.grid(axis="y", color=RULE, linewidth=0.8)
-    axes.legend(loc="lower right", frameon=False, labelcolor=INK)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
     what = f"{len(shown)} candidates on tune data, {len(judged)} judged"
-    return _svg(
-        figure, "search", f"Size and difference of the candidates: {what}; the table below has the numbers"
-    )
+    return _svg(figure, "search", f"Size and difference of the candidates: {what}; the table below has the numbers")
 
 
 @matplotlib.style.context("default")
@@ -91,28 +89,36 @@ def ablation_picture(ablation: Ablation | None) -> str | None:
     """Predicted against measured loss of single units; None where none was tried."""
     if ablation is None or not ablation.tried:
         return None
-    figure, axes = _figure(2.9)
+    figure, axes = _figure(3.1)
     values = [value for one in ablation.tried for value in (one.predicted, one.measured)]
-    top = max(values)
-    threshold = ablation.below or max(map(abs, values)) / 100 or 1.0
     for kind, color, mark in (("removable", ACCENT, "o"), ("other", UNSURE, "D")):
         shown = [one for one in ablation.tried if (one.kind == "removable") == (kind == "removable")]
         if shown:
             places = [one.predicted for one in shown], [one.measured for one in shown]
             axes.plot(*places, mark, color=color, markersize=4, alpha=0.75, label=kind)
-    axes.axline((0, 0), (top or 1.0, top or 1.0), color=MUTED, linewidth=1, linestyle="--")
-    for scaled in (axes.set_xscale, axes.set_yscale):
-        scaled("symlog", linthresh=threshold)
-    for axis in (axes.xaxis, axes.yaxis):
-        locator = SymmetricalLogLocator(base=10, linthresh=threshold)
-        locator.numticks = 6
-        axis.set_major_locator(locator)
-    axes.legend(loc="upper left", frameon=False, labelcolor=INK)
+    ends = [min(values), max(values)]
+    axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--", label="equal")
+    _scale_losses(axes, values, ablation.below)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
     axes.set_xlabel("predicted loss, nats")
     axes.set_ylabel("measured loss, nats")
     axes.grid(color=RULE, linewidth=0.8)
     said = f"{len(ablation.tried)} removed units, rank correlation {number(ablation.rank_correlation)}"
     return _svg(figure, "ablation", f"Predicted and measured loss of {said}")
+
+
+def _scale_losses(axes: Axes, values: list[float], below: float | None) -> None:
+    """Losses span decades; measured ones can be zero or less, which a logarithm cannot show."""
+    if min(values) > 0:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        return
+    threshold = below or max(map(abs, values)) / 100 or 1.0
+    for scaled, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+        scaled("symlog", linthresh=threshold)
+        locator = SymmetricalLogLocator(base=10, linthresh=threshold)
+        locator.numticks = 6
+        axis.set_major_locator(locator)
 
 
 def _tune_points(axes: Axes, shown: list[tuple[float, float, Candidate]], floor: float) -> None:
@@ -125,9 +131,7 @@ def _tune_points(axes: Axes, shown: list[tuple[float, float, Candidate]], floor:
         axes.plot(below, [floor] * len(below), "v", **style, label="tune, further down")
 
 
-def _judge_points(
-    axes: Axes, judged: list[tuple[float, VerdictPart, Candidate]], floor: float, selected: bool
-) -> None:
+def _judge_points(axes: Axes, judged: list[tuple[float, VerdictPart, Candidate]], floor: float, selected: bool) -> None:
     named: set[str] = set()
     for size, verdict, candidate in judged:
         color, at = VALUES[verdict.value], max(verdict.difference, floor)
@@ -135,9 +139,7 @@ def _judge_points(
         label = None if verdict.value in named else f"judged: {verdict.value}"
         named.add(verdict.value)
         axes.plot([size, size], [low, high], color=color, linewidth=2)
-        axes.plot(
-            [size], [at], MARKS[verdict.value], color=color, markersize=7, linestyle="none", label=label
-        )
+        axes.plot([size], [at], MARKS[verdict.value], color=color, markersize=7, linestyle="none", label=label)
         if candidate.selected:
             ring = {"markerfacecolor": "none", "markeredgecolor": INK, "markersize": 15, "linestyle": "none"}
             axes.plot([size], [at], "o", **ring, label="selected" if selected else "this one")

@@ -86,9 +86,7 @@ class Findings(Tally):
     @model_validator(mode="after")
     def _complete(self) -> Findings:
         if self.explained + self.frozen != self.units:
-            raise ValueError(
-                f"findings and frozen units sum to {self.explained + self.frozen}, not {self.units}"
-            )
+            raise ValueError(f"findings and frozen units sum to {self.explained + self.frozen}, not {self.units}")
         return self
 
 
@@ -314,15 +312,11 @@ def read_record(path: str | Path) -> Record:
     path = Path(path)
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise SourceError(
-                f"record '{path}'", "a huge file", f"at most {_MAX_BYTES} bytes", "give a record.json."
-            )
+            raise SourceError(f"record '{path}'", "a huge file", f"at most {_MAX_BYTES} bytes", "give a record.json.")
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SourceError(
-            f"record '{path}'", words, "a record.json that compressor wrote", "check the path."
-        ) from None
+        raise SourceError(f"record '{path}'", words, "a record.json that compressor wrote", "check the path.") from None
     if not isinstance(content, dict):
         raise SourceError(f"record '{path}'", f"a {type(content).__name__}", "an object", "check the path.")
     return validate(content, f"record '{path}'")

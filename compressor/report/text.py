@@ -38,9 +38,7 @@ MOST_ROWS = 40
 STYLES = {"passed": "bold green", "failed": "bold red", "undecided": "bold yellow"}
 
 
-def summary(
-    record: Mapping[str, Any] | Record, folder: str | None = None, files: Sequence[str] = ()
-) -> RenderableType:
+def summary(record: Mapping[str, Any] | Record, folder: str | None = None, files: Sequence[str] = ()) -> RenderableType:
     """Everything a user wants to see at the end of a run, verdict first.
 
     `folder` is the output folder and `files` what was written to it; both only for the last lines.
@@ -158,9 +156,7 @@ def _measured(record: Record) -> list[str]:
         block = (record.align or {}).get("block", "?")
         size = amount(record.unaligned.params)
         said.append(f"Widths are multiples of {block} where that pays; without alignment: {size} parameters")
-    near = nearness(record)
-    if near:
-        said.append(", ".join(f"{name} {figure}" for name, figure in near).capitalize())
+    said += [f"{name[0].upper()}{name[1:]}: {figure}" for name, figure in nearness(record)]
     if record.onnx and record.onnx.max_abs_error is not None:
         error = record.onnx.max_abs_error
         said.append(f"ONNX file against the network: largest error {number(error)}")
@@ -179,9 +175,10 @@ def _warnings(record: Record) -> list[RenderableType]:
 def _closing(record: Record, folder: str | None, files: Sequence[str]) -> list[RenderableType]:
     parts = [*_warnings(record), line()]
     if record.seconds:
-        spent = sorted(record.seconds.items(), key=lambda stage: -stage[1])[:3]
-        stages = ", ".join(f"{name} {duration(took)}" for name, took in spent)
-        parts.append(worded(f"Longest stages: {stages}"))
+        stages = [(name, took) for name, took in record.seconds.items() if name != "total"]
+        spent = sorted(stages, key=lambda stage: -stage[1])[:3]
+        took_long = ", ".join(f"{name} {duration(took)}" for name, took in spent)
+        parts.append(worded(f"Longest stages: {took_long}"))
     if files:
         parts.append(worded(f"Written to {folder or '.'}: {', '.join(files)}"))
     parts.append(worded(f"Next: {next_step(record, folder or 'DIR')}"))

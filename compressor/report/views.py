@@ -67,8 +67,8 @@ def doctor_view(facts: Mapping[str, Any]) -> RenderableType:
     """What this installation can do.
 
     `facts` has any of `versions` and `machine` (name -> what), `devices`, `providers` (lists), `threads`,
-    `block` (the measured channel block, a number or `Block.as_dict()`), `data` (name -> where it is, or None if missing),
-    `problems` (list of sentences). What is not given is not shown.
+    `block` (the measured channel block, a number or `Block.as_dict()`), `data` (name -> where it is, or None
+    if missing), `problems` (list of sentences). What is not given is not shown.
     """
     parts: list[RenderableType] = []
     for title in ("versions", "machine", "data"):

@@ -185,9 +185,7 @@ def ablation_sentence(record: Record) -> str | None:
     if found.confirmed is not None:
         said += f"; {percent(found.confirmed)} of the {number(found.removable)} removable ones confirmed"
     if found.together is not None:
-        both = (
-            f"predicted {number(found.together.predicted)}, measured {number(found.together.measured)} nats"
-        )
+        both = f"predicted {number(found.together.predicted)}, measured {number(found.together.measured)} nats"
         said += f"; all {number(found.together.units)} removable units at once: {both}"
     return said
 

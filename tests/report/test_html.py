@@ -101,9 +101,7 @@ def test_bars_fill_the_group_and_speak():
         ("needed", 300), ("removable", 500), ("repeated", 100), ("dependent", 80), ("silent", 44)
     ]  # fmt: skip
     assert sum(part[2] for part in parts) == pytest.approx(100)
-    assert 'aria-label="300 needed, 500 removable, 100 repeated, 80 dependent, 44 silent"' in render_html(
-        passed()
-    )
+    assert 'aria-label="300 needed, 500 removable, 100 repeated, 80 dependent, 44 silent"' in render_html(passed())
     assert segments(validate(passed()).groups[3]) == [("frozen", 96, 100.0)]
 
 
@@ -175,9 +173,7 @@ def test_words_have_contrast(theme):
         parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
-    colors = dict(
-        re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{(.*?)\}", render_html(passed()), re.S)[theme])
-    )
+    colors = dict(re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{(.*?)\}", render_html(passed()), re.S)[theme]))
     for ink in ("ink", "muted", "accent", "good", "bad", "unsure"):
         for ground in ("paper", "sheet"):
             low, high = sorted([luminance(colors[ink]), luminance(colors[ground])])

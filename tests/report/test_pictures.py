@@ -75,6 +75,15 @@ def test_nothing_to_draw():
     assert ablation_picture(Ablation(rank_correlation=0.5)) is None
 
 
+@pytest.mark.parametrize("least", [1e-6, 0.0, -1e-3])
+def test_losses_of_any_sign_have_a_scale(least):
+    tried = [{"predicted": 1e-5 * i, "measured": 2e-5 * i} for i in range(1, 9)]
+    ablation = Ablation.model_validate({"tried": [*tried, {"predicted": 1e-5, "measured": least}], "below": 1e-5})
+    picture = ablation_picture(ablation)
+    assert picture is not None
+    assert picture.count("<use") >= len(tried)
+
+
 @pytest.mark.parametrize("judged", [True, False])
 def test_single_points_and_no_losses_can_be_drawn(judged):
     record = passed()
