@@ -12,11 +12,11 @@ class Thresholds:
     """From which value on a finding is claimed.
 
     `silent`: largest standard deviation of a silent unit, relative to its own level or to the liveliest unit
-    of the tap (rounding of float32 stays below). `removable`: predicted loss in nats per sample, for all the
-    live units of the network together: each may cost this value over their number, so that even if all were
-    removable and went at once, the loss added would be about this value. `repeated`: |correlation| with one
-    kept unit at every tap. `dependent`: share of variance explained by the kept units at every tap, as
-    expected on unseen samples.
+    of the tap (rounding of float32 stays below). `removable`: predicted loss in nats per sample, shared out
+    evenly over all live units of the network: each alone may cost this value over their number. Losses of
+    units that are alike add up to more than their sum; `ablation` measures all of them together.
+    `repeated`: |correlation| with one kept unit at every tap. `dependent`: share of variance explained by the
+    kept units at every tap, as expected on unseen samples.
     """
 
     silent: float = 1e-6
