@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 
 import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import SymmetricalLogLocator
+from matplotlib.ticker import NullFormatter, SymmetricalLogLocator
 
 from compressor.report.record import Ablation, Candidate, Record, VerdictPart
 from compressor.report.words import number, outcome, points
@@ -110,8 +111,10 @@ def ablation_picture(ablation: Ablation | None) -> str | None:
 def _scale_losses(axes: Axes, values: list[float], below: float | None) -> None:
     """Losses span decades; measured ones can be zero or less, which a logarithm cannot show."""
     if min(values) > 0:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        decades = 10.0 ** math.floor(math.log10(min(values))), 10.0 ** math.ceil(math.log10(1.01 * max(values)))
+        axes.set(xscale="log", yscale="log", xlim=decades, ylim=decades)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
         return
     threshold = below or max(map(abs, values)) / 100 or 1.0
     for scaled, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):

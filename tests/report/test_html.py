@@ -89,7 +89,7 @@ def test_the_numbers_are_there():
         "model.onnx 1.130 1.050 0.268 [0.261, 0.274] faster", "batch 32, 2 thread(s), 200 interleaved rounds",
         "aa11" * 16, "bb22" * 16, "cc33" * 16, "judge data (5,000)", "torch 2.14.1", "seed 0",
         "compressor compress nets.py:mlp --data fashion-mnist", "Samples suffice for 900 of 1,024",
-        "has been used 2 times", "search 1 min 15 s", "repeated 0.99", "batch is dynamic",
+        "has been used 2 times", "search 1 min 15 s", "repeated 0.99", "batch is dynamic", "ratio 95 % interval",
     ]  # fmt: skip
     assert [words for words in expected if words not in text] == []
 
