@@ -90,7 +90,9 @@ def _shape_in(folder: Path) -> tuple[int, ...]:
     record = folder / RECORD
     shape = read_record(record).data.described.get("input_shape") if record.is_file() else None
     if not isinstance(shape, list):
-        raise UsageError(f"export '{folder}'", "no input shape in its record", "--input", "for example --input 3,224,224")
+        raise UsageError(
+            f"export '{folder}'", "no input shape in its record", "--input", "for example --input 3,224,224"
+        )
     return tuple(int(str(size)) for size in shape)
 
 

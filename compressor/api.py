@@ -14,8 +14,8 @@ from compressor import pipeline
 from compressor.deliver import write
 from compressor.options import Options, parse_align, parse_keep
 from compressor.pipeline import Outcome
-from compressor.records import Verdict
 from compressor.recording import assemble
+from compressor.records import Verdict
 from compressor.sources.data import data_of
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent

@@ -19,15 +19,29 @@ app = typer.Typer(
 )  # fmt: skip
 EXIT = {"passed": 0, "failed": 1, "undecided": 4}
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="torchvision:NAME, file.py:factory, package.module:factory or a bundle folder")]
-DataOption = Annotated[str, typer.Option("--data", metavar="DATA", help="digits, fashion-mnist, cifar10, imagefolder:DIR or file.py:factory")]
-Checkpoint = Annotated[str | None, typer.Option("--checkpoint", metavar="FILE", help="weights: safetensors, .pt or .pth state dict")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="torchvision:NAME, file.py:factory, package.module:factory or a bundle folder"
+    ),
+]
+DataOption = Annotated[
+    str,
+    typer.Option("--data", metavar="DATA", help="digits, fashion-mnist, cifar10, imagefolder:DIR or file.py:factory"),
+]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", metavar="FILE", help="weights: safetensors, .pt or .pth state dict")
+]
 Out = Annotated[str, typer.Option("--out", metavar="DIR", help="output folder")]
 MaxDrop = Annotated[float, typer.Option("--max-drop", help="allowed accuracy drop in percentage points")]
 Confidence = Annotated[float, typer.Option("--confidence", help="confidence of the verdict")]
-Keep = Annotated[str | None, typer.Option("--keep", metavar="params=0.35|macs=0.5", help="fix the size instead of searching it")]
+Keep = Annotated[
+    str | None, typer.Option("--keep", metavar="params=0.35|macs=0.5", help="fix the size instead of searching it")
+]
 Exact = Annotated[bool, typer.Option("--exact", help="lossless: remove only what is certified")]
-Align = Annotated[str, typer.Option("--align", metavar="auto|N", help="widths in multiples of the runtime's block; 1 switches it off")]
+Align = Annotated[
+    str, typer.Option("--align", metavar="auto|N", help="widths in multiples of the runtime's block; 1 switches it off")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of every random choice")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or return its finished result")]

@@ -42,7 +42,9 @@ def write(
     record["options"]["keep_failed"] = keep_failed
     failed = result.verdict is not None and result.verdict.value == "failed"
     if failed and not keep_failed:
-        record["warnings"].append("The verdict failed: nothing was exported (add --keep-failed to export all the same).")
+        record["warnings"].append(
+            "The verdict failed: nothing was exported (add --keep-failed to export all the same)."
+        )
     else:
         plain = dict(source or record["source"] or anonymous(result.original))
         record["source"] = plain

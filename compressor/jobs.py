@@ -139,9 +139,7 @@ def _run(job: Job, claim: Claim, report: Report) -> Record:
         result.record["judge_uses"] = count_use(cache_folder() / "judge_uses.json", data.judge.fingerprint)
     if not loaded.trained and job.train is None:
         result.record["warnings"].append("The network has no trained weights: figures say nothing about a trained one.")
-    result.save(
-        claim.path, source=loaded.source.as_dict(), keep_failed=job.keep_failed, onnx=job.onnx, report=report
-    )
+    result.save(claim.path, source=loaded.source.as_dict(), keep_failed=job.keep_failed, onnx=job.onnx, report=report)
     return read_record(claim.path / RECORD)
 
 
@@ -162,7 +160,10 @@ def _trained(job: Job, loaded: LoadedModel, data: Data, folder: Path, report: Re
         return loaded.model.eval()
     if data.train is None:
         raise DataError(
-            f"data '{job.data}'", "no training part", "a `train` part, as the recipe trains", "add one, or a checkpoint."
+            f"data '{job.data}'",
+            "no training part",
+            "a `train` part, as the recipe trains",
+            "add one, or a checkpoint.",
         )
 
     def step(progress: Progress) -> None:

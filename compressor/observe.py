@@ -135,7 +135,9 @@ class _Watcher:
         ids = self.ids
         if ids is None or len(ids) != len(x):
             ids = torch.arange(len(x), device=x.device)  # batch folded into another dimension: key by row instead
-        rows = self.reader.rows(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, self.reader.picked(ids, x, out))
+        rows = self.reader.rows(
+            x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, self.reader.picked(ids, x, out)
+        )
         if self.statistics is None:
             outputs = out.shape[-1] if self.reader.tap.kind == "linear" else out.shape[1]
             curvature = torch.zeros(outputs, outputs, dtype=wide(x.device), device=x.device)

@@ -29,7 +29,10 @@ class Options:
             raise UsageError("--align", f"{self.align}", "`auto` or a whole number from 1", "1 switches it off")
         if self.exact and self.keep is not None:
             raise UsageError(
-                "--exact with --keep", "both", "one of them", "exact mode removes what is certified, no less and no more"
+                "--exact with --keep",
+                "both",
+                "one of them",
+                "exact mode removes what is certified, no less and no more",
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from compressor.sources.models import refuse_infinite_weights
 from compressor.sources.samples import Samples
 from compressor.sources.splits import Data, refuse_labels
 from compressor.stages import Report, Workshop, find_units, pick_device, silent, working_copy
+from compressor.surgery.exact import exact_compress
 from compressor.units.cut import keep_mask
 from compressor.units.graph import UnitGraph
 from compressor.units.sizes import Sizes
@@ -122,7 +123,9 @@ def prepare(
         report("units", 0.0)
         graph = find_units(work, data.calibrate, options.seed)
     if graph.layers == 0:
-        raise ModelError("model", "no convolution or linear layer", "a network with layers that have units", "check the factory")
+        raise ModelError(
+            "model", "no convolution or linear layer", "a network with layers that have units", "check the factory"
+        )
     return work, graph
 
 
@@ -171,16 +174,14 @@ def _exact(
     seconds: dict[str, float], report: Report,
 ) -> Outcome:  # fmt: skip
     """Remove what is certified, and compare the outputs themselves."""
-    from compressor.planning.exact import exact_compress
-
     samples = _some(data.calibrate, 256)
     inputs, _ = samples.batch(torch.arange(len(samples)))
     with timed(seconds, "exact"):
         report("exact", 0.0)
         small, certified = exact_compress(
-            model, graph, inputs, seed=options.seed, progress=lambda done: report("exact", done)
+            model, graph, inputs, seed=options.seed, progress=lambda groups: report("exact", groups / len(graph.groups))
         )
-    outcome = replace(_nothing(model, work, graph, None), model=small, mode="exact", plan=Plan(certified.kept))
+    outcome = replace(_nothing(model, work, graph, None), model=small, mode="exact", plan=Plan(dict(certified.kept)))
     outcome.found = list(certified.findings)
     outcome.size = _size(work, graph, certified.kept)
     if not certified.kept:
@@ -260,6 +261,9 @@ class _Builder:
     def __call__(self, share: float) -> tuple[_Made, Tuned]:
         with timed(self.seconds, "plan"):
             plan = self.allocator.plan(self.measure, share)
+        for made, tuned in self.tried:
+            if made.plan.kept == plan.kept:  # alignment leads neighbouring shares to the same network
+                return made, tuned
         with timed(self.seconds, "surgery"):
             small = self.shop.build(plan, lambda _stage, done: self.report(f"refit {share:.1%}", done))
         with timed(self.seconds, "tune"):
@@ -375,4 +379,3 @@ def _warn_of_training(outcome: Outcome, judged: Outputs, tuned: Outputs) -> None
 def decidable_line(data: Data, options: Options) -> str:
     """Before work starts: the smallest drop that this judge split can decide."""
     return decidable(len(data.judge), options.confidence)
-

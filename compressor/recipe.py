@@ -59,13 +59,9 @@ class TrainSection(Section):
 class CompressSection(Section):
     """The options of `compressor compress`, by the names of its flags."""
 
-    max_drop: float = Field(
-        default=0.5, ge=0, le=100, description="allowed loss of accuracy in percentage points"
-    )
+    max_drop: float = Field(default=0.5, ge=0, le=100, description="allowed loss of accuracy in percentage points")
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    keep: str | None = Field(
-        default=None, pattern=r"^(params|macs|latency)=0?\.\d+$", description="params=0.35"
-    )
+    keep: str | None = Field(default=None, pattern=r"^(params|macs|latency)=0?\.\d+$", description="params=0.35")
     exact: bool = False
     align: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     recover: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(ep|min)$", description="8ep or 5min")
@@ -78,17 +74,11 @@ class Recipe(Section):
 
     description: str = ""
     model: str = Field(description="MODEL, as on the command line; paths are relative to the recipe")
-    model_args: dict[str, int | float | bool | str | None] = Field(
-        default={}, description="the factory's arguments"
-    )
+    model_args: dict[str, int | float | bool | str | None] = Field(default={}, description="the factory's arguments")
     checkpoint: str | None = Field(default=None, description="weights; without them the network is trained")
-    input: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        default=None, description="a sample's shape"
-    )
+    input: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, description="a sample's shape")
     data: str = Field(description="DATA, as on the command line")
-    data_args: dict[str, int | float | bool | str | None] = Field(
-        default={}, description="the factory's arguments"
-    )
+    data_args: dict[str, int | float | bool | str | None] = Field(default={}, description="the factory's arguments")
     train: TrainSection | None = None
     compress: CompressSection = CompressSection()
     out: str | None = Field(default=None, description="output folder, relative to the working directory")
@@ -187,9 +177,7 @@ def _refused(error: ValidationError, where: str) -> UsageError:
     if problem["type"] == "extra_forbidden":
         known = _keys_at(problem["loc"][:-1])
         hint = meant(str(problem["loc"][-1]), known) or "leave it out."
-        return UsageError(
-            f"recipe {where}: {place}", f"an unknown key{more}", f"one of {', '.join(known)}", hint
-        )
+        return UsageError(f"recipe {where}: {place}", f"an unknown key{more}", f"one of {', '.join(known)}", hint)
     if problem["type"] == "missing":
         return UsageError(f"recipe {where}: {place}", f"nothing{more}", "a value", f"add `{place}: ...`.")
     got = f"{problem['input']!r}"[:80]

@@ -25,7 +25,7 @@ from compressor.surgery.operate import operate
 from compressor.surgery.refit import Refit, bytes_per_chunk
 from compressor.units.check import checked
 from compressor.units.graph import UnitGraph
-from compressor.units.program import record
+from compressor.units.program import Program, record
 from compressor.units.sizes import Sizes
 from compressor.units.trace import trace
 from compressor.verify.accuracy import out_of_memory
@@ -88,6 +88,7 @@ class Workshop:
     spots: dict[str, Landing]
     sizes: Sizes
     statistics: Statistics = field(default_factory=Statistics)
+    _cached: tuple[Program, list[Any]] | None = None
 
     @classmethod
     def open(cls, model: nn.Module, graph: UnitGraph, calibrate: Samples, seed: int) -> Workshop:
@@ -143,24 +144,31 @@ class Workshop:
         small = operate(self.model, self.graph, self.statistics, plan.kept, self.spots, RIDGE)
         if not plan.kept:
             return small
-        chunks = self._chunks()
-        run = Refit(self.model, small, self.graph, plan.kept, chunks, RIDGE, self.seed)
+        program, chunks = self._chunks()
+        run = Refit(self.model, small, self.graph, plan.kept, chunks, RIDGE, self.seed, program)
         return run.run(lambda done: report("refit", done)).eval()
 
-    def _chunks(self) -> list[Any]:
-        """Inputs for the lock-step run, in equal chunks: as many as the fits need and the memory budget holds."""
+    def _chunks(self) -> tuple[Program, list[Any]]:
+        """Inputs for the lock-step run, in equal chunks: as many as the fits need and the memory budget holds.
+
+        Kept for the next candidate, with the model's program on one chunk.
+        """
+        if self._cached is not None:
+            return self._cached
         size = min(batch_size(self.calibrate), len(self.calibrate))
         budget = MEMORY_SHARE * memory_of(next(self.model.parameters()).device)
         while True:
             example = next(_batches(self.model, self.calibrate, size))
-            need = bytes_per_chunk(self.model, example.inputs)
+            program = record(self.model, example.inputs)
+            need = bytes_per_chunk(program)
             if need <= budget / 4 or size <= 8:
                 break
             size = max(8, size // 2)
         wanted = min(len(self.calibrate), self._samples_needed())
         count = max(1, min(len(self.calibrate) // size, math.ceil(wanted / size), int(budget // max(need, 1))))
         found = _batches(self.model, self.calibrate, size)
-        return [batch.inputs for batch in itertools.islice(found, count)]
+        self._cached = program, [batch.inputs for batch in itertools.islice(found, count)]
+        return self._cached
 
     def _samples_needed(self) -> int:
         """Samples that give every fit enough rows: few where feature maps are large, all for dense layers."""
@@ -190,4 +198,3 @@ def batch_size(samples: Samples) -> int:
 
 def _batches(model: nn.Module, samples: Samples, size: int) -> Iterator[Any]:
     return batches(samples, size, next(model.parameters()).device, floating(model))
-

@@ -1,1 +1,1 @@
-
+"""Tensors in, tensors out; knows no network."""

@@ -6,7 +6,7 @@ Shape letters: N inputs, C channels, P sampled positions, D regressors (C x kern
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 _MIX1, _MIX2 = -49064778989728563, -4265267296055464877  # splitmix64's multipliers as signed 64-bit integers
@@ -65,7 +65,9 @@ def conv_patches(
 
 
 def _offsets(kernel: tuple[int, ...], dilation: tuple[int, ...], spatial: torch.Size, device: torch.device) -> Tensor:
-    grids = torch.meshgrid(*[torch.arange(k, device=device) * s for k, s in zip(kernel, dilation, strict=True)], indexing="ij")
+    grids = torch.meshgrid(
+        *[torch.arange(k, device=device) * s for k, s in zip(kernel, dilation, strict=True)], indexing="ij"
+    )
     offset = torch.zeros_like(grids[0])
     for grid, size in zip(grids, spatial, strict=True):
         offset = offset * size + grid

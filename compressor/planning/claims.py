@@ -105,13 +105,9 @@ def _combine(claims: Claims, taps: list[Columns], units: Tensor, tolerance: floa
             parts.append((bases, [share[fine] for share in shares]))
     claims.dependent = torch.cat(dropped) if dropped else claims.dependent
     for t, tap in enumerate(taps):
-        claims.basis.append(
-            torch.cat([bases[t] for bases, _ in parts]) if parts else claims.copy.new_zeros(0)
-        )
+        claims.basis.append(torch.cat([bases[t] for bases, _ in parts]) if parts else claims.copy.new_zeros(0))
         claims.share.append(
-            torch.block_diag(*[shares[t] for _, shares in parts])
-            if parts
-            else torch.zeros(0, 0, dtype=torch.float64)
+            torch.block_diag(*[shares[t] for _, shares in parts]) if parts else torch.zeros(0, 0, dtype=torch.float64)
         )
         claims.offset.append(tap.mean[claims.dependent] - claims.share[t] @ tap.mean[claims.basis[t]])
 
@@ -163,38 +159,42 @@ class Judge:
         self._count[t] += len(x)
         self._total[t] += torch.stack([x.sum(0), x.square().sum(0)])
 
-    def verdict(self, dtype: torch.dtype) -> Tensor:
-        """(U,) bool: units whose claim held at every tap that reads them."""
+    def verdict(self, dtype: torch.dtype) -> tuple[Tensor, bool]:
+        """(U,) bool: units whose claim held at every tap that reads them; and whether some claim held as far
+        as it was seen, but too few samples moved its units."""
         c = self.claims
         units = len(c.spots[0].present)
         good = torch.zeros(units, dtype=torch.bool)
         held = torch.ones(len(c.copy) + len(c.dependent), dtype=torch.bool)
+        seen = held.clone()
         still = torch.ones(len(c.constant), dtype=torch.bool)
         allowed = TOLERANCE[dtype]
         for t, spot in enumerate(c.spots):
             still &= (self._off[t] <= allowed * c.values[t].abs()) | ~spot.present[c.constant]
             if len(held):
-                held &= self._held(t, HELD_FACTOR * allowed)
+                absent = ~spot.present[self.tested[t]]
+                held &= self._fits(t, HELD_FACTOR * allowed) | absent
+                seen &= self._seen(t) | absent
         good[c.constant[still]] = True
-        good[torch.cat([c.copy, c.dependent])[held]] = True
-        return good
+        good[torch.cat([c.copy, c.dependent])[held & seen]] = True
+        return good, bool((held & ~seen).any())
 
-    def _held(self, t: int, allowed: float) -> Tensor:
-        c, spot, count = self.claims, self.claims.spots[t], self._count[t]
-        if count < COPY_ROWS:
-            return torch.zeros(len(self.tested[t]), dtype=torch.bool)
-        mean, square = self._total[t] / count
+    def _fits(self, t: int, allowed: float) -> Tensor:
+        """Claims whose residual is rounding at one tap."""
+        mean, square = self._total[t] / max(self._count[t], 1)
         deviation = (square - mean.square()).clamp_min(0).sqrt()[self.tested[t]]
-        fits = (self._square[t] / count).sqrt() <= allowed * deviation
-        varied = _distinct(torch.cat(self._marks[t])) > ACTIVE_SAMPLES
-        active = varied | ~spot.present
-        fits &= active[self.tested[t]]
-        copies_, few = len(c.copy), count < HELD_ROWS_PER_UNIT * len(spot.present)
-        fits[:copies_] &= active[c.of]
+        return (self._square[t] / max(self._count[t], 1)).sqrt() <= allowed * deviation
+
+    def _seen(self, t: int) -> Tensor:
+        """Claims that enough rows and enough different samples of one tap speak for."""
+        c, spot, count = self.claims, self.claims.spots[t], self._count[t]
+        active = (_distinct(torch.cat(self._marks[t])) > ACTIVE_SAMPLES) | ~spot.present
+        seen = active[self.tested[t]] & (count >= COPY_ROWS)
+        seen[: len(c.copy)] &= active[c.of]
         if len(c.dependent):
             quiet = (c.share[t] != 0) & ~active[c.basis[t]]
-            fits[copies_:] &= ~quiet.any(1) & (not few)
-        return fits | ~spot.present[self.tested[t]]
+            seen[len(c.copy) :] &= ~quiet.any(1) & (count >= HELD_ROWS_PER_UNIT * len(spot.present))
+        return seen
 
 
 def _distinct(marks: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ from compressor.units.trace import recorded_pair
 BATCH = 16
 FIT_SAMPLES, HELD_SAMPLES, MOST_SAMPLES = 24, 72, 20_000
 """Least number of samples (real and synthetic) that claims are fitted and judged on, and the most."""
+MORE_ROUNDS = 3
+"""Further rounds of synthetic held-out samples for claims whose units too few samples moved so far."""
 EFFORT = 1e10
 """Multiply-accumulates that may be spent on further samples, for combinations in layers that give few
 rows.
@@ -81,18 +83,20 @@ class ExactPlan:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class Part:
     """Real and synthetic samples for one purpose; made batch by batch, the same each time."""
 
     real: Any
     synthetic: int
     seed: int
+    with_real: bool = True
 
     def __len__(self) -> int:
-        return sample_count(self.real) + self.synthetic
+        return sample_count(self.real) * self.with_real + self.synthetic
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        yield from batched(self.real, BATCH)
+        if self.with_real:
+            yield from batched(self.real, BATCH)
         for start in range(0, self.synthetic, BATCH):
             generator = torch.Generator().manual_seed(self.seed + start)
             count = min(BATCH, self.synthetic - start)
@@ -158,6 +162,7 @@ class _Search:
         self.unread = unread(net, graph)
         self.unmoved = unmoved(net, graph, recorded_pair(net, inputs)) if self.groups else self.unread
         self.effort = effort
+        self.judged = 0
 
     def run(self) -> ExactPlan:
         if not self.groups:
@@ -180,7 +185,7 @@ class _Search:
             findings += found
             folds += [fold] if fold is not None else []
         kept = {fold.group: fold.kept for fold in folds}
-        sizes = (len(fit), len(held))
+        sizes = (len(fit), self.judged)
         return ExactPlan(kept, tuple(folds), tuple(findings), tuple(silent), tuple(few), sizes)
 
     def _watched(self, batches: Any) -> Iterator[tuple[int, Any]]:
@@ -218,12 +223,12 @@ class _Search:
         """Rows that one sample gives at the tap that has the fewest."""
         return min(per_sample.get(spot.tap, 1) * spot.entries.shape[1] for spot in self.layouts[group.name])
 
-    def _part(self, real: Any, size: int, key: int) -> HeldOut:
+    def _part(self, real: Any, size: int, key: int) -> Part:
         use = min(sample_count(real), max(FIT_SAMPLES, size // 2))
         part = taken(real, torch.arange(use))
-        return HeldOut(part, max(size - use, size // 2), (self.seed * 4 + key) * 1_000_003)
+        return Part(part, max(size - use, size // 2), (self.seed * 4 + key) * 1_000_003)
 
-    def _collect(self, fit: HeldOut, per_sample: dict[int, int]) -> RowStore:
+    def _collect(self, fit: Part, per_sample: dict[int, int]) -> RowStore:
         wanted: dict[int, int] = {}
         for group in self.groups:
             for spot in self.layouts[group.name]:
@@ -255,7 +260,7 @@ class _Search:
         quiet = torch.nonzero(~varied & ~useless & ~constant)[:, 0].tolist()
         return claims, quiet, dense
 
-    def _judge(self, claims: dict[str, Claims], held: HeldOut) -> dict[str, Tensor]:
+    def _judge(self, claims: dict[str, Claims], held: Part) -> dict[str, Tensor]:
         judges = {name: Judge(c, self.seed) for name, c in claims.items()}
         by_tap: dict[int, list[tuple[Judge, int]]] = {}
         for name, judge in judges.items():
@@ -266,9 +271,16 @@ class _Search:
             for judge, t in by_tap[place]:
                 judge.visit(t, read)
 
-        if by_tap:
-            visit_taps(self.net, self.graph.taps, self._watched(held), dict.fromkeys(by_tap, visit))
-        return {name: judge.verdict(self.dtype) for name, judge in judges.items()}
+        part = held
+        for more in range(1, MORE_ROUNDS + 2):
+            unsure = [name for name, judge in judges.items() if more == 1 or judge.verdict(self.dtype)[1]]
+            places = {spot.tap for name in unsure for spot in claims[name].spots}
+            if not places:
+                break
+            visit_taps(self.net, self.graph.taps, self._watched(part), dict.fromkeys(sorted(places), visit))
+            self.judged += len(part)
+            part = replace(held, synthetic=len(held), seed=held.seed + more * 100_003, with_real=False)
+        return {name: judge.verdict(self.dtype)[0] for name, judge in judges.items()}
 
     def _fold(self, group: Group, claims: Claims, good: Tensor | None) -> tuple[Fold | None, list[Finding]]:
         useless = torch.from_numpy(self.unread[group.units])

@@ -66,7 +66,7 @@ def search(
     low, high = max(smallest, 1e-4), 1.0
     found: list[Candidate[Built]] = []
     share = min(0.5, math.sqrt(low * high)) if low < 0.25 else math.sqrt(low * high)
-    while len(found) < limit:
+    for _ in range(limit):
         built, tuned = build(share)
         lower = tuned.expected_lower(judge_samples, confidence)
         found.append(Candidate(share, built, tuned, lower))
@@ -81,7 +81,8 @@ def search(
 
 
 def _to_judge(found: list[Candidate[Built]], max_drop: float) -> list[Candidate[Built]]:
-    ordered = sorted(found, key=lambda candidate: -candidate.share)
+    distinct = {id(candidate.built): candidate for candidate in found}
+    ordered = sorted(distinct.values(), key=lambda candidate: -candidate.share)
     promising = [candidate for candidate in ordered if candidate.expected_lower >= -max_drop]
     if not promising:
         return ordered[:1]

@@ -1,1 +1,1 @@
-
+"""Plans carried out on a copy: fold, refit, slice."""

@@ -62,9 +62,7 @@ def _axis(graph: UnitGraph, tap: Tap, role: str) -> Axis | None:
     consumed = next(
         a
         for a in graph.axes
-        if a.role == "consumes"
-        and a.tensor.rpartition(".")[0] == tap.module
-        and np.array_equal(a.units, tap.units)
+        if a.role == "consumes" and a.tensor.rpartition(".")[0] == tap.module and np.array_equal(a.units, tap.units)
     )
     if role == "consumes":
         return consumed
@@ -77,7 +75,7 @@ def _axis(graph: UnitGraph, tap: Tap, role: str) -> Axis | None:
 def _fold_tap(whole: nn.Module, graph: UnitGraph, tap: Tap, spot: Spot, fold: Fold) -> Tensor | None:
     """Change one consumer's weight in place; returns the constant (O,) that its output lacks, if any."""
     axis = _axis(graph, tap, "consumes")
-    assert axis is not None  # noqa: S101  (a tap is made from such an axis)
+    assert axis is not None
     weight = whole.get_parameter(axis.tensor)
     lines = weight.detach().double().cpu().movedim(axis.axis, -1).contiguous()  # (..., C)
     there = spot.present

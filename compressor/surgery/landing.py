@@ -35,7 +35,7 @@ def _parameter_of(node: object, program: Program) -> str | None:
             return program.state_nodes[node]
         if node.op != "call_function" or operation_name(node) not in ("t", "transpose", "permute"):
             return None
-        node = node.args[0]
+        node = node.all_input_nodes[0]
     return None
 
 

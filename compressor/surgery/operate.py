@@ -93,9 +93,7 @@ def fold_consumer(
     return folded, gain if centred else None
 
 
-def write_consumer(
-    small: nn.Module, spot: Landing, weight: Tensor, bias: Tensor | None, relative: bool
-) -> None:
+def write_consumer(small: nn.Module, spot: Landing, weight: Tensor, bias: Tensor | None, relative: bool) -> None:
     """Write a consumer's weight, and its constants where it has a place for them.
 
     That is its own bias, else the running mean of the batch norm behind it. With `relative`, `bias` is added to what

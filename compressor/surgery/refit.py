@@ -37,16 +37,16 @@ def wanted_values(program: Program) -> dict[Node, list[Node]]:
     return wanted
 
 
-def bytes_per_chunk(model: nn.Module, chunk: Any) -> int:
+def bytes_per_chunk(program: Program) -> int:
     """Memory that one chunk of samples needs in a lock-step run of two networks."""
-    program = record(model, chunk)
     return 2 * peak_bytes(program, wanted_values(program))
 
 
 class Refit:
     """One lock-step run: `Refit(...).run()` refits `small` in place and returns it.
 
-    `chunks` are inputs, all of the same batch size; `original` is only read. `small` must be `original` cut to `kept`.
+    `chunks` are inputs, all of the same batch size; `original` is only read, and `program` is its record on one chunk.
+    `small` must be `original` cut to `kept`.
     """
 
     def __init__(
@@ -58,12 +58,13 @@ class Refit:
         chunks: list[Any],
         ridge: float,
         seed: int = 0,
+        program: Program | None = None,
     ) -> None:
         self.original, self.small, self.ridge, self.seed = original, small, ridge, seed
         self.mask: np.ndarray = keep_mask(graph, kept)
         self.rows = kept_outputs(graph, self.mask)
         self.taps = {tap.module: tap for tap in graph.taps}
-        self.left = Lane.start(original, record(original, chunks[0]), chunks)
+        self.left = Lane.start(original, program or record(original, chunks[0]), chunks)
         self.right = Lane.start(small, record(small, chunks[0]), chunks)
         if len(self.left.program.nodes) != len(self.right.program.nodes):
             raise RuntimeError("the compressed network runs other operations than the original")
@@ -111,7 +112,11 @@ class Refit:
             x = self.right.value(self.twin[spot.source], i)
             ids = torch.arange(start, start + len(x), device=x.device)
             start += len(x)
-            pair = self._output_rows(spot, tap, reader, ids, i, rows) if by_output else self._input_rows(spot, reader, ids, i)
+            pair = (
+                self._output_rows(spot, tap, reader, ids, i, rows)
+                if by_output
+                else self._input_rows(spot, reader, ids, i)
+            )
             sums = sums or PairedSums.starting(*pair)
             sums.add(*pair)
         if sums is None:
