@@ -69,9 +69,7 @@ def _passing(trial: Trial, drawn: Kept, draw: int, reasons: dict[str, str]) -> l
     return sift(list(drawn), outcome, reasons)
 
 
-def _freeze_unheard(
-    trial: Trial, graph: UnitGraph, live: list[str], seed: int, reasons: dict[str, str]
-) -> None:
+def _freeze_unheard(trial: Trial, graph: UnitGraph, live: list[str], seed: int, reasons: dict[str, str]) -> None:
     """A dry run proves nothing about units that no output hears; more draws are tried first."""
     wanted: dict[str, set[tuple[str, bool]]] = {name: set() for name in live}
     got: set[tuple[str, str, bool]] = set()
@@ -93,8 +91,7 @@ def _freeze_unheard(
 def frozen(graph: UnitGraph, reasons: Mapping[str, str]) -> UnitGraph:
     """The graph with some more groups frozen; layers that lose their last live group become uncovered."""
     groups = tuple(
-        replace(g, frozen=reasons[g.name]) if g.name in reasons and g.frozen is None else g
-        for g in graph.groups
+        replace(g, frozen=reasons[g.name]) if g.name in reasons and g.frozen is None else g for g in graph.groups
     )
     touched: dict[str, str] = {}
     live: set[str] = set()

@@ -70,9 +70,7 @@ def set_widths(module: nn.Module) -> None:
         transposed = bool(module.transposed)
         first, second = module.weight.shape[:2]
         if module.groups > 1:
-            module.groups = (
-                module.groups if transposed else first // max(1, module.out_channels // module.groups)
-            )
+            module.groups = module.groups if transposed else first // max(1, module.out_channels // module.groups)
             module.in_channels, module.out_channels = second * module.groups, first
             return
         module.out_channels, module.in_channels = (second, first) if transposed else (first, second)

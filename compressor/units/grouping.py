@@ -30,9 +30,7 @@ def assemble(model: nn.Module, found: Found, program: Program) -> UnitGraph:
     """Number the families that some weight writes, group by group in execution order."""
     roots = {key: found.families.roots(labels.numpy()) for key, labels in found.slots.items()}
     order = [k for k in roots if found.roles[k] == "produces" and len(found.shapes[k[0]]) > 1]
-    number = np.full(
-        max((int(r.max(initial=-1)) for r in roots.values()), default=-1) + 2, -1, dtype=np.int64
-    )
+    number = np.full(max((int(r.max(initial=-1)) for r in roots.values()), default=-1) + 2, -1, dtype=np.int64)
     members: list[tuple[list[Key], np.ndarray]] = []
     count = 0
     for keys in join(order, roots):
@@ -50,9 +48,7 @@ def assemble(model: nn.Module, found: Found, program: Program) -> UnitGraph:
         if (line >= 0).any():
             axes.append(Axis(name, axis, found.roles[name, axis], line))
     groups = _groups(found, members, number, axes, count)
-    batch = next(
-        (leaf.shape[0] for leaf in program.inputs if isinstance(leaf, torch.Tensor) and leaf.dim()), 1
-    )
+    batch = next((leaf.shape[0] for leaf in program.inputs if isinstance(leaf, torch.Tensor) and leaf.dim()), 1)
     operations = tuple(Operation(owner(p.weight), p.weight, p.macs // batch) for p in found.products)
     layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
     uncovered = _uncovered(layers, groups, found, program)
@@ -114,9 +110,7 @@ def _groups(
             reason = "no layer reads these units"
         if reason is None and len(units) < 2:
             reason = "a single unit"
-        name = next(
-            (n for n in (owner(keys[0][0]), keys[0][0]) if n not in taken), f"{keys[0][0]}#{keys[0][1]}"
-        )
+        name = next((n for n in (owner(keys[0][0]), keys[0][0]) if n not in taken), f"{keys[0][0]}#{keys[0][1]}")
         taken.add(name)
         writes, passes, reads = (tuple(by_role[role]) for role in ("produces", "carries", "consumes"))
         groups.append(Group(name, np.sort(number[units]), writes, passes, reads, reason))
@@ -136,9 +130,7 @@ def _taps(found: Found, axes: list[Axis]) -> tuple[Tap, ...]:
     return tuple(taps.values())
 
 
-def _uncovered(
-    layers: list[str], groups: tuple[Group, ...], found: Found, program: Program
-) -> dict[str, str]:
+def _uncovered(layers: list[str], groups: tuple[Group, ...], found: Found, program: Program) -> dict[str, str]:
     """Layers that no live group touches, with the reason of the group that froze them."""
     live: set[str] = set()
     reasons: dict[str, str] = {}

@@ -79,7 +79,8 @@ def padded(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out:
 
 
 @rule("*pointwise", "hardswish", "hardsigmoid", "hardtanh", "native_dropout", "where", "masked_fill", "lerp",
-      "_prelu_kernel", "prelu", "addcmul", "addcdiv", "bernoulli", "tril", "triu")  # fmt: skip
+      "_prelu_kernel", "prelu", "log_sigmoid_forward", "rrelu_with_noise",
+      "rrelu_with_noise_functional", "addcmul", "addcdiv", "bernoulli", "tril", "triu")  # fmt: skip
 def pointwise(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """Element-wise: labels that meet belong together; parameters that meet labels carry them."""
     operands = [v for v in leaves(args) if isinstance(v, (Activation, Parameter))]
@@ -194,11 +195,7 @@ def _reduced_dims(name: str, args: list[Any], kwargs: dict[str, Any], count: int
 def _over_units(name: str) -> str:
     if "softmax" in name:
         return "softmax over units"
-    return (
-        f"norm mixes units (`{name}` is taken over them)"
-        if name in NORMLIKE
-        else f"`{name}` is taken over units"
-    )
+    return f"norm mixes units (`{name}` is taken over them)" if name in NORMLIKE else f"`{name}` is taken over units"
 
 
 def _dropped(labels: Tensor, dims: list[int]) -> Tensor:
@@ -215,9 +212,7 @@ def norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: A
     if not isinstance(value, Activation):
         return opaque(out)
     width = len(args[1]) if isinstance(args[1], (list, tuple)) else 0
-    normalised = (
-        range(value.labels.dim() - width, value.labels.dim()) if width else range(1, value.labels.dim())
-    )
+    normalised = range(value.labels.dim() - width, value.labels.dim()) if width else range(1, value.labels.dim())
     if varies(value.labels, list(normalised)):
         walk.freeze([value, *args[1:]], f"norm mixes units ({NORMS[name]})")
     result = Activation(value.labels.expand(first.shape))

@@ -86,9 +86,7 @@ def product(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out
             return _linear(walk, left, plain, None, out)
     if isinstance(left, Activation) and isinstance(right, Activation) and name in ("bmm", "mm"):
         return _between_activations(walk, left, right, out)
-    walk.freeze(
-        [left, right, bias], f"`{name}` with this layout of weights is not followed (functional weights)"
-    )
+    walk.freeze([left, right, bias], f"`{name}` with this layout of weights is not followed (functional weights)")
     return opaque(out)
 
 

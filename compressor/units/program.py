@@ -9,6 +9,7 @@ which.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -103,6 +104,12 @@ def example_pair(inputs: Any) -> Any:
     return pytree.tree_unflatten([pair(leaf) for leaf in flat], spec) if batch > 0 else inputs
 
 
+def same_shapes(left: Any, right: Any) -> bool:
+    """True if two structures of tensors have the same shapes, leaf by leaf."""
+    shapes = ([getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(side)] for side in (left, right))
+    return next(shapes) == next(shapes)
+
+
 def first_line(error: Exception) -> str:
     """Type and first line of an error's message, short enough for a table."""
     if isinstance(error, CompressorError):
@@ -128,24 +135,62 @@ def record(model: nn.Module, inputs: Any) -> Program:
     flow needs them. Raises ModelError where the forward pass fails or cannot be recorded.
     """
     flat, spec = pytree.tree_flatten(call_arguments(inputs))
+    model = _copied(model)
+    best: Program | None = None
     error: Exception | None = None
-    for mode, twice in (("fake", False), ("real", False), ("real", True)):
+    for mode, twice in WAYS:
         try:
             program = _recorded(model, flat, spec, mode, twice)
         except Exception as raised:  # noqa: BLE001  (the next way is tried)
+            if error is None:
+                _run_plainly(model, inputs)
             error = raised
             continue
         if any(isinstance(constant, FakeTensor) for constant in _constants(program)):
             continue
-        if program.output_nodes:
-            return program
+        best = program
+        if not any(writes_in_place(node) for node in program.nodes):
+            break
+    if best is None:
+        raise failed(error or RuntimeError("the forward pass cannot be recorded"))
+    if not best.output_nodes:
         raise ModelError(
             "model output",
             "no tensor that depends on the input",
             "a tensor, or tuples, dicts or dataclasses of tensors",
             "wrap the model so that it returns its predictions",
         )
-    raise failed(error or RuntimeError("the forward pass cannot be recorded"))
+    return best
+
+
+WAYS = (("fake", False), ("fake", True), ("real", False), ("real", True))
+"""On shapes alone or on real values; in one go, or in-place writes removed afterwards (see `_recorded`)."""
+
+
+def writes_in_place(node: Node) -> bool:
+    """True for an operation that changes one of its inputs."""
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).eval()
+    except RuntimeError as error:
+        raise ModelError(
+            "model",
+            first_line(error),
+            "a model that can be copied (every tensor a parameter or a buffer)",
+            "remove hooks that compute weights, e.g. torch.nn.utils.remove_weight_norm",
+        ) from error
+
+
+def _run_plainly(model: nn.Module, inputs: Any) -> None:
+    args, kwargs = call_arguments(inputs)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:  # whatever the user's forward raises is reported as such
+        raise failed(error) from error
 
 
 def _constants(program: Program) -> list[Any]:
@@ -157,7 +202,6 @@ def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Any, twice: bo
     """One way to record: on fake or real tensors; `twice` records first and removes in-place writes later
     (custom autograd functions cannot be recorded in one go).
     """
-    model = copy.deepcopy(model).eval()
     state, tied = named_state(model)
     names = [name for name in state if name not in tied]
 
@@ -177,7 +221,7 @@ def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Any, twice: bo
         )
 
     arguments = [state[n] for n in names], flat
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), unfused(), counted_calls(model) as calls:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), quiet(), unfused(), counted_calls(model) as calls:
         traced = recorder(forward)(*arguments) if twice else recorder(functionalize(forward))(*arguments)
         calls = dict(calls)
         if twice:
@@ -193,6 +237,17 @@ def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Any, twice: bo
         calls=calls,
         inputs=tuple(flat),
     )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep failed attempts on shapes alone out of the log: another way is tried, or the error is raised."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from compressor.units.graph import Role
 from compressor.units.labels import Families, along, compact, normalised, unlabelled
-from compressor.units.program import Program
+from compressor.units.program import Program, writes_in_place
 
 
 @dataclass
@@ -227,7 +227,9 @@ class Walk:
         arguments = list(torch.fx.map_arg(node.args, lambda n: self.values[n]))
         keywords = dict(torch.fx.map_arg(node.kwargs, lambda n: self.values[n]))
         handler = RULES.get(operation_name(node))
-        if handler is None:
+        if writes_in_place(node):
+            handler = RULES["*unknown"]
+        elif handler is None:
             tags = getattr(node.target, "tags", ())
             handler = RULES["*pointwise"] if torch.Tag.pointwise in tags else RULES["*unknown"]
         value = _tidy(handler(self, node, arguments, keywords, out))

@@ -47,7 +47,7 @@ CREATIONS = (
 
 KNOWN = {
     "lstm": "recurrent layer (LSTM)", "gru": "recurrent layer (GRU)", "mkldnn_rnn": "recurrent layer (LSTM)",
-    "_cudnn_rnn": "recurrent layer", "bilinear": "bilinear layer", "scaled_dot_product": "attention heads",
+    "_cudnn_rnn": "recurrent layer", "_trilinear": "bilinear layer", "scaled_dot_product": "attention heads",
     "_local_scalar_dense": "read by the program's control flow",
 }  # fmt: skip
 """Plain words for operations that are refused on purpose, by a part of their name."""
@@ -228,11 +228,7 @@ def indexed(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out
     if isinstance(value, Activation):
         dims = _indexed_dims(name, node, value.labels.dim())
         if not varies(value.labels, dims):
-            if (
-                name == "index"
-                and [d for d in dims if d == dims[0]]
-                and isinstance(node.args[1], (list, tuple))
-            ):
+            if name == "index" and [d for d in dims if d == dims[0]] and isinstance(node.args[1], (list, tuple)):
                 kept = _beside(value.labels, dims, out)
                 if kept is not None:
                     return Activation(kept)
@@ -263,11 +259,7 @@ def _indexed_dims(name: str, node: Node, dims: int) -> list[int]:
                 wide = value.dim() if value.dtype in (torch.bool, torch.uint8) else 1
                 found.extend(range(place, place + wide))
         return found
-    if (
-        name in ("gather", "index_select", "take_along_dim")
-        and len(node.args) > 1
-        and isinstance(node.args[1], int)
-    ):
+    if name in ("gather", "index_select", "take_along_dim") and len(node.args) > 1 and isinstance(node.args[1], int):
         return [node.args[1] % dims]
     return list(range(dims))
 
@@ -291,16 +283,15 @@ def written(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out
     value, name = args[0], operation_name(node)
     if isinstance(value, Activation) and name in ("slice_scatter", "select_scatter"):
         source, dim = args[1], (args[2] if len(args) > 2 else 0)
-        if isinstance(source, Activation) and value.made:
-            return Activation(_run(node, [value.labels, source.labels, *args[2:]], kwargs))
-        if isinstance(source, Activation) and not varies(value.labels, [dim]):
-            line = value.labels.narrow(dim, 0, 1)
-            other = source.labels.unsqueeze(dim) if name == "select_scatter" else source.labels
-            same_units = bool((line == other.narrow(dim, 0, 1)).all())
-            if source.made or same_units or not bool((value.labels >= 0).any() | (other >= 0).any()):
-                return Activation(value.labels)
+        if isinstance(source, Activation):
+            if source.made and not varies(value.labels, [dim]):
+                return Activation(value.labels, value.made)
+            if bool((source.labels >= 0).any()):
+                walk.found.placed.extend(t.labels for t in (value, source) if varies(t.labels, [dim]))
+                return Activation(_run(node, [value.labels, source.labels, *args[2:]], kwargs))
     labelled = [v for v in leaves(args) if isinstance(v, Activation) and bool((v.labels >= 0).any())]
-    if all(v is value for v in labelled) and not varies(value.labels, list(range(value.labels.dim()))):
+    untold = isinstance(value, Activation) and all(v is value for v in labelled)
+    if untold and not varies(value.labels, list(range(value.labels.dim()))):
         return Activation(value.labels.expand(out.shape))
     walk.freeze(args, "units are written in place by position")
     return opaque(out)

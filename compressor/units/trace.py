@@ -13,7 +13,7 @@ from compressor.errors import ModelError
 from compressor.units import mixing, products, rules  # noqa: F401  (importing registers the rules)
 from compressor.units.graph import Role, UnitGraph
 from compressor.units.grouping import assemble
-from compressor.units.program import Program, example_pair, named_state, record
+from compressor.units.program import Program, example_pair, named_state, record, same_shapes
 from compressor.units.propagate import Found, Walk
 
 MIXED = "laid out by units along more than one axis"
@@ -36,9 +36,12 @@ def trace(model: nn.Module, inputs: Any, program: Program | None = None) -> Unit
 
 def recorded_pair(model: nn.Module, inputs: Any) -> Program:
     """Record on two samples of `inputs`; on `inputs` as given where the model does not take two."""
+    pair = example_pair(inputs)
     try:
-        return record(model, example_pair(inputs))
+        return record(model, pair)
     except ModelError:
+        if same_shapes(pair, inputs):
+            raise
         return record(model, inputs)
 
 

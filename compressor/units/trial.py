@@ -157,9 +157,7 @@ class Trial:
             handle.remove()
 
     def _forward(self, model: nn.Module, inputs: Any, grad: bool = False) -> list[Tensor]:
-        args, kwargs = call_arguments(
-            pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, inputs)
-        )
+        args, kwargs = call_arguments(pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, inputs))
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad), unfused():
             torch.manual_seed(self._seed)
             return tensors_in(model(*args, **kwargs))
@@ -176,13 +174,8 @@ class Trial:
         total = torch.zeros((), dtype=self.dtype)
         for out in self._forward(whole, self._inputs, grad=True):
             if out.is_floating_point() and out.requires_grad:
-                scale = (
-                    out.detach().abs().max().clamp_min(torch.finfo(out.dtype).tiny)
-                    * max(out.numel(), 1) ** 0.5
-                )
-                total = (
-                    total + (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum() / scale
-                )
+                scale = out.detach().abs().max().clamp_min(torch.finfo(out.dtype).tiny) * max(out.numel(), 1) ** 0.5
+                total = total + (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum() / scale
         if not total.requires_grad:
             return {}
         total.backward()
@@ -232,9 +225,7 @@ def _awaken(model: nn.Module, generator: torch.Generator) -> None:
 
 def _randomise(model: nn.Module, consumers: list[Axis], mask: np.ndarray, generator: torch.Generator) -> None:
     """Random weights that keep the size of activations, with only the kept inputs counted."""
-    share = {
-        a.tensor: max(1, int(mask[a.units[a.units >= 0]].sum() + (a.units < 0).sum())) for a in consumers
-    }
+    share = {a.tensor: max(1, int(mask[a.units[a.units >= 0]].sum() + (a.units < 0).sum())) for a in consumers}
     inputs = {a.tensor: a.axis for a in consumers}
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():

@@ -84,9 +84,7 @@ def even(steps: list[tuple[str, int]]) -> list[tuple[str, int]]:
     for kind, new in steps:
         if kind in ("swap", "gate", "shuffle") and width % 2:
             continue
-        if (kind in ("gate", "first", "every_other") and width < 4) or (
-            kind in ("twice", "pair") and width > 8
-        ):
+        if (kind in ("gate", "first", "every_other") and width < 4) or (kind in ("twice", "pair") and width > 8):
             continue
         kept.append((kind, new))
         width = MAPS[kind](torch.zeros(1, width, 4, 4)).shape[1] if kind in MAPS else width
@@ -108,9 +106,7 @@ def test_live_groups_of_random_networks_are_exact(steps: list[tuple[str, int]], 
     for group in graph.groups:
         size = len(group.units)
         if group.frozen is None:
-            kept[group.name] = tuple(
-                sorted(generator.permutation(size)[: generator.integers(1, size)].tolist())
-            )
+            kept[group.name] = tuple(sorted(generator.permutation(size)[: generator.integers(1, size)].tolist()))
     whole, mask = copy.deepcopy(model), keep_mask(graph, kept)
     for axis in graph.axes:
         if axis.role == "consumes":

@@ -125,3 +125,11 @@ def test_a_model_without_tensor_output_is_named() -> None:
 
     with pytest.raises(ModelError, match="no tensor that depends on the input"):
         trace(Silent(), torch.randn(2, 3))
+
+
+def test_a_model_that_cannot_be_copied_is_named() -> None:
+    layer = nn.Linear(3, 3)
+    del layer.weight
+    layer.weight = torch.zeros(3, 3, requires_grad=True) * 2  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="every tensor a parameter or a buffer"):
+        trace(layer, torch.randn(2, 3))

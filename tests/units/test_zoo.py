@@ -42,9 +42,7 @@ def text(graph: UnitGraph) -> str:
     lines = [coverage(graph)]
     for g in graph.groups:
         counts = f"{len(g.units)} units, {len(g.producers)} producers, {len(g.carriers)} carriers"
-        lines.append(
-            f"{g.name}: {counts}, {len(g.consumers)} consumers" + (f"; {g.frozen}" if g.frozen else "")
-        )
+        lines.append(f"{g.name}: {counts}, {len(g.consumers)} consumers" + (f"; {g.frozen}" if g.frozen else ""))
     return "\n".join(lines) + "\n"
 
 

@@ -35,9 +35,7 @@ def image_and_shift() -> Any:
     return torch.randn(2, 3, 8, 8), torch.randn(2, 8, 1, 1)
 
 
-def pattern(
-    of: str, says: str | None = None, inputs: Callable[[], Any] | None = None
-) -> Callable[[type], type]:
+def pattern(of: str, says: str | None = None, inputs: Callable[[], Any] | None = None) -> Callable[[type], type]:
     def register(build: type) -> type:
         PATTERNS[build.__name__] = Pattern(build, inputs or image(), of, says)
         return build

@@ -171,3 +171,39 @@ class padded_channels(Net):
 
     def middle(self, x: Tensor) -> Tensor:
         return F.pad(x.relu(), (0, 0, 0, 0, 2, 2)) + self.c(x.relu())
+
+
+@pattern("a")
+class circular_padding(Net):
+    def parts(self) -> None:
+        self.b = nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular")
+
+
+@pattern("a", "dry run: ")
+class units_moved_in_place(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[:, :5] = x[:, 3:].relu()
+        out[:, 5:] = x[:, :3].tanh()
+        return out
+
+
+@pattern("a")
+class collected_in_place(Net):
+    after = 14
+
+    def parts(self) -> None:
+        self.c = nn.Conv2d(3, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.a(x).relu(), self.c(x).relu()
+        out = x.new_zeros(len(x), y.shape[1] + z.shape[1], 8, 8)
+        out[:, : y.shape[1]] = y
+        out[:, y.shape[1] :] = z
+        return self.head(self.b(out).relu().mean((2, 3)))
+
+
+@pattern("a", "`avg_pool3d` is taken over units")
+class local_response_norm(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.local_response_norm(x, 3)
