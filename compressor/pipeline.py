@@ -15,8 +15,9 @@ from compressor.errors import ModelError
 from compressor.export.block import measured_block
 from compressor.findings.ablation import confirm_removable
 from compressor.findings.removable import predicted_losses
-from compressor.findings.summary import findings, removable_below, summarise
+from compressor.findings.summary import findings, summarise
 from compressor.findings.thresholds import Thresholds
+from compressor.findings.together import measured_limit
 from compressor.options import Options
 from compressor.planning.allocation import Allocator
 from compressor.planning.search import Candidate, Tuned, search
@@ -159,12 +160,12 @@ def _explain(
     thresholds = Thresholds()
     with timed(seconds, "findings"):
         report("findings", 0.0)
-        outcome.found = findings(shop.model, shop.graph, shop.statistics, thresholds)
-        outcome.thresholds = asdict(thresholds)
-        predicted = predicted_losses(shop.model, shop.graph, shop.statistics)
-        below = removable_below(shop.graph, thresholds)
+        predicted, samples = predicted_losses(shop.model, shop.graph, shop.statistics), _some(data.tune, 512)
+        below = measured_limit(shop.model, shop.graph, predicted, samples, thresholds.removable)
+        outcome.found = findings(shop.model, shop.graph, shop.statistics, thresholds, below=below)
+        outcome.thresholds = {**asdict(thresholds), "removable_below": below}
         agreement = confirm_removable(
-            shop.model, shop.graph, outcome.found, _some(data.tune, 512), predicted, seed=options.seed, below=below
+            shop.model, shop.graph, outcome.found, samples, predicted, seed=options.seed, below=max(below, 0.0)
         )
         outcome.ablation = agreement.as_dict()
 

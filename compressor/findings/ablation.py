@@ -93,20 +93,20 @@ def confirm_removable(
     units = np.array([f.unit for trial in trials for f in trial], dtype=np.int64)
     tried: list[Ablation] = []
     with torch.no_grad(), evaluating(model):
-        reference, means = _reference(model, samples, [t for t in graph.taps if np.isin(t.units, units).any()])
+        whole, means = reference(model, samples, [t for t in graph.taps if np.isin(t.units, units).any()])
         for trial in trials:
             out = tuple(f.unit for f in trial)
             with ablated(model, graph.taps, out, means):
-                outputs = _log_probabilities(model, samples)
+                outputs = log_probabilities(model, samples)
             expected = sum(float(predicted[unit]) for unit in out)
-            tried.append(Ablation(out, trial[0].kind, expected, *_distance(reference, outputs)))
+            tried.append(Ablation(out, trial[0].kind, expected, *distance(whole, outputs)))
     if below is None:
         below = max((float(predicted[f.unit]) for f in spare), default=0.0)
     together = tried.pop() if spare else None
     return _compared(tried, len(samples), below, together)
 
 
-def _distance(reference: Tensor, outputs: Tensor) -> tuple[float, float]:
+def distance(reference: Tensor, outputs: Tensor) -> tuple[float, float]:
     """Mean KL(reference || outputs) of log-probabilities in nats, and the share of equal argmaxes."""
     kl = (reference.exp() * (reference - outputs)).sum(1).mean().clamp_min(0)
     return float(kl), float((reference.argmax(1) == outputs.argmax(1)).double().mean())
@@ -196,7 +196,7 @@ def _plus(offset: Tensor) -> Any:
     return hook
 
 
-def _reference(model: nn.Module, samples: Samples, taps: Sequence[Tap]) -> tuple[Tensor, dict[str, Tensor]]:
+def reference(model: nn.Module, samples: Samples, taps: Sequence[Tap]) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-probabilities of the model as it is, and the mean input (1, ...) of each tap."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -213,11 +213,11 @@ def _reference(model: nn.Module, samples: Samples, taps: Sequence[Tap]) -> tuple
         for tap in taps:
             handle = model.get_submodule(tap.module).register_forward_pre_hook(watch(tap.module))
             stack.callback(handle.remove)
-        outputs = _log_probabilities(model, samples)
+        outputs = log_probabilities(model, samples)
     return outputs, {name: sums[name] / counts[name] for name in sums}
 
 
-def _log_probabilities(model: nn.Module, samples: Samples) -> Tensor:
+def log_probabilities(model: nn.Module, samples: Samples) -> Tensor:
     """(N, classes) in float64 where the device has it."""
     anything = next(iter(model.parameters()))
     parts = []

@@ -32,6 +32,7 @@ def findings(
     statistics: Statistics,
     thresholds: Thresholds | None = None,
     fresh: Statistics | None = None,
+    below: float | None = None,
 ) -> list[Finding]:
     """One finding for every unit of every live group, in the order of the groups and their units.
     Deterministic.
@@ -39,11 +40,12 @@ def findings(
     `unit` and `of` are numbers in the graph (`of` may be a unit of another group read at the same taps).
     `score` is the predicted loss in nats (removable, needed, silent), |correlation| (repeated) or the share
     of variance explained (dependent). With `fresh`, statistics of other samples, silence, repetition and
-    dependence must hold there too.
+    dependence must hold there too. `below` is the predicted loss up to which a unit is removable (measured by
+    `together.measured_limit`); without it the thresholds' allowance is spread evenly.
     """
     limits = thresholds or Thresholds()
     losses = predicted_losses(model, graph, statistics)
-    allowed = removable_below(graph, limits)
+    allowed = removable_below(graph, limits) if below is None else below
     found: dict[int, _Said] = {}
     if fresh is not None:
         losses = torch.maximum(losses, predicted_losses(model, graph, fresh))

@@ -1,0 +1,45 @@
+"""How far "removable" reaches: the largest set of cheapest units that can really be taken out all at once.
+
+Predictions rank units well but add up badly: a saturated network's Fisher is near zero, and errors of many units
+together are not the sum of their own. So the limit below which a unit counts as removable is measured.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.findings.ablation import ablated, distance, evaluating, log_probabilities, reference
+from compressor.sources.samples import Samples
+from compressor.units.graph import UnitGraph
+
+
+def measured_limit(
+    model: nn.Module, graph: UnitGraph, losses: Tensor, samples: Samples, allowance: float, most: int = 256
+) -> float:
+    """Predicted loss in nats up to which units are removable.
+
+    Units are taken in the order of `losses` (one per unit of the graph), replaced by their means, as many at once as
+    leave the mean KL(original || ablated) over at most `most` of `samples` within `allowance` nats (found by bisection).
+    Negative if not even the first can go. The model is as before afterwards.
+    """
+    if len(samples) > most:
+        samples = samples.take(np.arange(most) * len(samples) // most)
+    live = np.concatenate([g.units for g in graph.groups if g.frozen is None] or [np.empty(0, dtype=np.int64)])
+    order = live[np.argsort(losses.cpu().numpy()[live], kind="stable")]
+    with torch.no_grad(), evaluating(model):
+        whole, means = reference(model, samples, graph.taps)
+
+        def fits(count: int) -> bool:
+            with ablated(model, graph.taps, tuple(order[:count].tolist()), means):
+                return distance(whole, log_probabilities(model, samples))[0] <= allowance
+
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if fits(middle):
+                low = middle
+            else:
+                high = middle - 1
+    return float(losses[order[low - 1]]) if low else -1.0
