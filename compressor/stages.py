@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.errors import ModelError
-from compressor.observe import ROWS_PER_REGRESSOR, Statistics, observe
+from compressor.observe import ROWS_PER_REGRESSOR, Statistics, memory_of, observe, processes
 from compressor.planning.allocation import Allocator
 from compressor.planning.paths import Path, clusters, find_path
 from compressor.records import Plan
-from compressor.sources.samples import Samples, batches
+from compressor.sources.samples import Batch, Samples, batches
 from compressor.surgery.landing import Landing, landings
 from compressor.surgery.operate import operate
 from compressor.surgery.refit import Refit, bytes_per_chunk
@@ -104,7 +103,10 @@ class Workshop:
         return cls(model, graph, calibrate, seed, spots, Sizes(model, graph))
 
     def measure(self, report: Report = silent) -> None:
-        """One pass over the calibration data: the statistics of all taps. Smaller batches where memory runs out."""
+        """One pass over the calibration data: the statistics of all taps. Smaller batches where memory runs out.
+
+        Under `torchrun` each process reads its share of the data, and all end with the same statistics.
+        """
         size = batch_size(self.calibrate)
         while True:
             done = [0]
@@ -117,7 +119,7 @@ class Workshop:
                 self.statistics = observe(
                     self.model,
                     self.graph,
-                    lambda size=size: _batches(self.model, self.calibrate, size),
+                    lambda size=size: shard(self.model, self.calibrate, size),
                     len(self.calibrate),
                     seed=self.seed,
                     progress=step,
@@ -182,13 +184,6 @@ class Workshop:
         return needed
 
 
-def memory_of(device: torch.device) -> float:
-    """Bytes of memory that are there in all: the device's own, else the machine's."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
 def batch_size(samples: Samples) -> int:
     """Samples per batch: 250 small ones, fewer large ones."""
     inputs, _ = samples.batch(torch.arange(1))
@@ -198,3 +193,16 @@ def batch_size(samples: Samples) -> int:
 
 def _batches(model: nn.Module, samples: Samples, size: int) -> Iterator[Any]:
     return batches(samples, size, next(model.parameters()).device, floating(model))
+
+
+def shard(model: nn.Module, samples: Samples, size: int) -> Iterator[Batch]:
+    """This process's batches: every n-th of the whole, with the ids of the whole data set; all without a process group.
+
+    Batches stay as they are for one process, so that n processes sum up the same numbers.
+    """
+    rank, world = processes()
+    device, dtype = next(model.parameters()).device, floating(model)
+    for start in range(rank * size, len(samples), world * size):
+        ids = torch.arange(start, min(start + size, len(samples)))
+        part = next(batches(samples.take(ids), size, device, dtype))
+        yield Batch(ids, part.inputs, part.labels)

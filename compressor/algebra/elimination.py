@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,30 +37,45 @@ def precision(covariance: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class TapState:
-    """The quantities of one tap while units are dropped.
+    """The quantities of one tap while units are dropped; used up (changed in place) by the drops.
 
     `blocks` (U, B) lists the regressors of each unit, padded with -1; `units` (U,) are their numbers in the cluster.
+    What decides which entries are touched is kept on the CPU; `inverse` and `weight` (D, D) may be on any device.
     """
 
     inverse: Tensor
     weight: Tensor
-    blocks: Tensor
-    units: Tensor
+    blocks: np.ndarray
+    units: np.ndarray
 
     def __post_init__(self) -> None:
-        self._local = {int(u): i for i, u in enumerate(self.units.tolist())}
-        self._pad = self.blocks < 0
-        index = self.blocks.clamp_min(0)
-        self._inverse_blocks = _gather(self.inverse, index, self._pad, torch.ones(()))
-        self._weight_blocks = _gather(self.weight, index, self._pad, torch.zeros(()))
-        self._index = index
-        self._live = torch.ones(len(self.units), dtype=torch.bool, device=self.blocks.device)
-        self._padded = bool(self._pad.any())
+        blocks, self.units = np.asarray(self.blocks), np.asarray(self.units)
+        self._local = {int(u): i for i, u in enumerate(self.units)}
+        self._pad, self._index = blocks < 0, np.maximum(blocks, 0)
+        self._live = np.ones(len(self.units), dtype=bool)
         self._cost: Tensor | None = None
+        self._place()
+        self._inverse_blocks = self._gathered(self.inverse, 1.0)
+        self._weight_blocks = self._gathered(self.weight, 0.0)
         self._reset()
 
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, device=self.inverse.device)
+
+    def _place(self) -> None:
+        """Copies of the index arrays on the device of the matrices."""
+        self._entries = self._on_device(self._index)
+        self._real = self._on_device(~self._pad[:, :, None] & ~self._pad[:, None, :])
+        self._padded = bool(self._pad.any())
+
+    def _gathered(self, matrix: Tensor, diagonal: float) -> Tensor:
+        """(U, B, B) diagonal blocks of a matrix; padded entries are `diagonal` on the diagonal and 0 elsewhere."""
+        blocks = matrix[self._entries[:, :, None], self._entries[:, None, :]]
+        blocks = torch.where(self._real, blocks, torch.zeros_like(blocks))
+        return blocks + diagonal * torch.diag_embed(self._on_device(self._pad).to(blocks.dtype))
+
     def _reset(self) -> None:
-        size, room = len(self.inverse), PENDING + 2 * self._index.shape[1]
+        size, room = len(self.inverse), PENDING + self._index.shape[1]
         self._used_h = self._used_m = 0
         self._left_h, self._right_h = self.inverse.new_empty(2, room, size)
         self._left_m, self._right_m = self.inverse.new_empty(2, 2 * room, size)
@@ -72,18 +88,17 @@ class TapState:
             cost = self._weight_blocks[:, 0, 0] / self._inverse_blocks[:, 0, 0].clamp_min(1e-300)
         else:
             filler = torch.eye(self._index.shape[1], dtype=self.inverse.dtype, device=self.inverse.device)
-            blocks = torch.where(self._live[:, None, None], self._inverse_blocks, filler)
-            solved = torch.linalg.solve(blocks, self._weight_blocks)
-            cost = solved.diagonal(dim1=1, dim2=2).sum(1)
-        self._cost = torch.where(self._live, cost.clamp_min(0), torch.zeros_like(cost))
+            blocks = torch.where(self._on_device(self._live)[:, None, None], self._inverse_blocks, filler)
+            cost = torch.linalg.solve(blocks, self._weight_blocks).diagonal(dim1=1, dim2=2).sum(1)
+        self._cost = torch.where(self._on_device(self._live), cost.clamp_min(0), torch.zeros_like(cost))
         return self._cost
 
     def drop(self, unit: int) -> None:
         """Drop a unit (number in the cluster); does nothing if this tap does not read it."""
         place = self._local.get(unit)
-        if place is None or not bool(self._live[place]):
+        if place is None or not self._live[place]:
             return
-        chosen = self._index[place][~self._pad[place]]
+        chosen = self._on_device(self._index[place][~self._pad[place]])
         h, m = self._used_h, self._used_m
         rows_h = torch.addmm(self.inverse[chosen], self._left_h[:h, chosen].T, self._right_h[:h], alpha=-1)
         rows_m = torch.addmm(self.weight[chosen], self._left_m[:m, chosen].T, self._right_m[:m], alpha=-1)
@@ -103,19 +118,18 @@ class TapState:
 
     def _update_blocks(self, rows_h: Tensor, rows_m: Tensor, ratio: Tensor, rest: Tensor) -> None:
         if self._index.shape[1] == 1:
-            index = self._index[:, 0]
+            index = self._entries[:, 0]
             h_1, t_1, m_1, r_1 = rows_h[:, index], ratio[:, index], rows_m[:, index], rest[:, index]
             self._inverse_blocks[:, 0, 0] -= (h_1 * t_1).sum(0)
             self._weight_blocks[:, 0, 0] -= (m_1 * t_1 + t_1 * r_1).sum(0)
             return
-        index = self._index
+        index = self._entries
         h_u, t_u = rows_h[:, index].movedim(1, 0), ratio[:, index].movedim(1, 0)  # (U, S, B)
         m_u, r_u = rows_m[:, index].movedim(1, 0), rest[:, index].movedim(1, 0)
         change_h = h_u.transpose(1, 2) @ t_u
         change_m = m_u.transpose(1, 2) @ t_u + t_u.transpose(1, 2) @ r_u
         if self._padded:
-            both = ~self._pad[:, :, None] & ~self._pad[:, None, :]
-            change_h, change_m = change_h * both, change_m * both
+            change_h, change_m = change_h * self._real, change_m * self._real
         self._inverse_blocks -= change_h
         self._weight_blocks -= change_m
 
@@ -129,26 +143,18 @@ class TapState:
             self._compact(gone)
         self._reset()
 
-    def _compact(self, gone: Tensor) -> None:
-        stay = torch.ones(len(self.inverse), dtype=torch.bool, device=gone.device)
+    def _compact(self, gone: np.ndarray) -> None:
+        stay = np.ones(len(self.inverse), dtype=bool)
         stay[gone] = False
-        number = torch.cumsum(stay, 0) - 1
-        live = self._live
-        self.inverse, self.weight = self.inverse[stay][:, stay], self.weight[stay][:, stay]
+        number, live = np.cumsum(stay) - 1, self._live
+        rest, units = self._on_device(np.flatnonzero(stay)), self._on_device(np.flatnonzero(live))
+        self.inverse, self.weight = (m[rest[:, None], rest] for m in (self.inverse, self.weight))
         self.units, self._pad = self.units[live], self._pad[live]
-        self._index = number[self._index[live]].clamp_min(0)
-        self._inverse_blocks, self._weight_blocks = self._inverse_blocks[live], self._weight_blocks[live]
-        self._live = torch.ones(len(self.units), dtype=torch.bool, device=gone.device)
-        self._cost = None
-        self._local = {int(u): i for i, u in enumerate(self.units.tolist())}
-
-
-def _gather(matrix: Tensor, index: Tensor, pad: Tensor, diagonal: Tensor) -> Tensor:
-    """(U, B, B) diagonal blocks of a matrix; padded entries become `diagonal` on the diagonal and 0 elsewhere."""
-    blocks = matrix[index[:, :, None], index[:, None, :]]
-    blocks = torch.where(pad[:, :, None] | pad[:, None, :], torch.zeros_like(blocks), blocks)
-    filler = torch.diag_embed(pad.to(blocks.dtype)) * diagonal.to(blocks)
-    return blocks + filler
+        self._index = np.maximum(number[self._index[live]], 0)
+        self._inverse_blocks, self._weight_blocks = self._inverse_blocks[units], self._weight_blocks[units]
+        self._live = np.ones(len(self.units), dtype=bool)
+        self._local = {int(u): i for i, u in enumerate(self.units)}
+        self._place()
 
 
 def eliminate(taps: list[TapState], group_of: Tensor, worth: Tensor | None = None) -> tuple[list[int], list[float]]:
@@ -157,25 +163,30 @@ def eliminate(taps: list[TapState], group_of: Tensor, worth: Tensor | None = Non
     `group_of` (units,) gives each unit's group: the last unit of a group is never dropped. `worth` (units,) is what
     dropping a unit saves; the cheapest loss per worth goes first. `taps` are used up. Deterministic.
     """
-    n_units = len(group_of)
-    left = torch.bincount(group_of, minlength=int(group_of.max()) + 1)
-    blocked = (left[group_of] <= 1).clone()
-    scale = torch.ones(n_units, dtype=torch.float64) if worth is None else worth.double().clamp_min(1e-12)
+    groups = group_of.cpu().numpy()
+    left = np.bincount(groups, minlength=int(groups.max(initial=-1)) + 1)
+    blocked = left[groups] <= 1
+    scale = torch.ones(len(groups), dtype=torch.float64) if worth is None else worth.cpu().double().clamp_min(1e-12)
     order: list[int] = []
     increments: list[float] = []
-    while not bool(blocked.all()):
-        cost = torch.zeros(n_units, dtype=torch.float64)
+    while not blocked.all():
+        cost = torch.zeros(len(groups), dtype=torch.float64)
         for tap in taps:
-            cost[tap.units.cpu()] += tap.costs().double().cpu()
-        rate = torch.where(blocked, torch.full_like(cost, torch.inf), cost / scale)
-        unit = int(torch.argmin(rate))
+            cost.index_add_(0, torch.from_numpy(tap.units), tap.costs().cpu().double())
+        unit, increment = _cheapest(cost, scale, blocked)
         order.append(unit)
-        increments.append(float(cost[unit]))
+        increments.append(increment)
         for tap in taps:
             tap.drop(unit)
         blocked[unit] = True
-        group = group_of[unit]
-        left[group] -= 1
-        if left[group] <= 1:
-            blocked |= group_of == group
+        left[groups[unit]] -= 1
+        if left[groups[unit]] <= 1:
+            blocked |= groups == groups[unit]
     return order, increments
+
+
+def _cheapest(cost: Tensor, scale: Tensor, blocked: np.ndarray) -> tuple[int, float]:
+    """The first of the units that cost least per worth, and its cost."""
+    rate = (cost / scale).masked_fill(torch.from_numpy(blocked), torch.inf)
+    unit = int(np.argmin(rate.numpy()))
+    return unit, float(cost[unit])

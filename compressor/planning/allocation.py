@@ -64,7 +64,7 @@ class Allocator:
             raise UsageError(
                 f"keep {measure}={share:g}",
                 f"{share:.4g} of {whole:,} {measure}",
-                f"at least {least / whole:.4g}: every group keeps a unit (aligned to {self.block}), and frozen layers stay",
+                f"at least {least / whole:.4g}: groups keep a unit (aligned to {self.block}), frozen layers stay",
                 "ask for more, or see `compressor inspect` for what is frozen.",
             )
         mask = self.full()

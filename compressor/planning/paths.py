@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.algebra.elimination import TapState, eliminate, precision
-from compressor.observe import Statistics, TapStatistics, blocks_of
+from compressor.observe import Statistics, TapStatistics, blocks_of, takes_constant
 from compressor.units.graph import Group, Tap, UnitGraph
 
 
@@ -61,11 +61,11 @@ def consumer_matrix(module: nn.Module, tap: Tap, per_kernel: bool) -> Tensor:
 
 def curved_product(matrix: Tensor, statistics: TapStatistics) -> Tensor:
     """(D, D) M = ½ Wᵀ F W with F the curvature at the outputs per sample (summed over positions)."""
-    curvature = statistics.curvature / max(statistics.samples, 1)
+    curvature = statistics.curvature.to(matrix) / max(statistics.samples, 1)
     outputs = len(curvature)
     total = matrix.new_zeros(matrix.shape[1], matrix.shape[1])
     for part in matrix.split(outputs):
-        total += part.T @ curvature.to(part) @ part
+        total += part.T @ curvature @ part
     return total / 2
 
 
@@ -77,16 +77,18 @@ def tap_state(
     Where a constant has no exact place (no bias, zero padding seen per channel), E[x xᵀ] replaces the covariance, so
     that path and surgery agree.
     """
-    exact = intercept and (statistics.per_kernel or tap.intercept_exact)
-    second = statistics.moments.covariance() if exact else statistics.moments.second()
-    inverse, _ = precision(second, ridge)
-    matrix = consumer_matrix(module, tap, statistics.per_kernel).to(second)
     weight: Any = module.weight
+    centred = takes_constant(tap, statistics.per_kernel, intercept)
+    second = statistics.moments.covariance() if centred else statistics.moments.second()
+    second = second.to(weight.device)
+    inverse, alive = precision(second, ridge)
+    matrix = consumer_matrix(module, tap, statistics.per_kernel).to(second)
+    matrix = torch.where(alive, matrix, torch.zeros_like(matrix))  # what does not vary is carried by the constant
     kernel = math.prod(weight.shape[2:])
     blocks = {u: b for u, b in blocks_of(tap, statistics.per_kernel, kernel).items() if u in local}
     longest = max(len(b) for b in blocks.values())
-    padded = torch.tensor([b + [-1] * (longest - len(b)) for b in blocks.values()], device=second.device)
-    units = torch.tensor([local[u] for u in blocks], device=second.device)
+    padded = np.array([b + [-1] * (longest - len(b)) for b in blocks.values()])
+    units = np.array([local[u] for u in blocks])
     return TapState(inverse, curved_product(matrix, statistics), padded, units)
 
 

@@ -1,4 +1,4 @@
-"""Where a consumer's output lands: the batch norm right behind it, and the sum it is added into, read off the program."""
+"""Where a consumer's output lands: the batch norm right behind it, and the sum it is added into."""
 
 from __future__ import annotations
 

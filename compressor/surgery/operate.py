@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.algebra.ridge import solve_ridge
-from compressor.observe import Statistics, TapStatistics
+from compressor.observe import Statistics, TapStatistics, takes_constant
 from compressor.surgery.landing import Landing
 from compressor.units.cut import cut, keep_mask, positions
 from compressor.units.graph import Tap, UnitGraph
@@ -74,22 +74,21 @@ def fold_consumer(
     """A consumer's weight over the entries that stay (same layout), and what its bias gains (O,) or None."""
     kernel = int(np.prod(weight.shape[2:], initial=1))
     stay = kept_regressors(tap, mask, kernel if measured.per_kernel else 1).to(weight.device)
-    moments = measured.moments
-    centred = intercept and (measured.per_kernel or tap.intercept_exact)
-    second = moments.covariance() if centred else moments.second()
+    centred = takes_constant(tap, measured.per_kernel, intercept)
+    second = measured.moments.covariance() if centred else measured.moments.second()
+    second, mean = second.to(weight.device), measured.moments.mean().to(weight.device)
     wide_weight = weight.to(second)
     if measured.per_kernel or tap.kind == "linear":
         matrix = wide_weight.flatten(1)
         folded = solve_ridge(second[stay][:, stay], matrix @ second[:, stay], matrix[:, stay], ridge)
-        gain = matrix @ moments.mean() - folded @ moments.mean()[stay]
+        gain = matrix @ mean - folded @ mean[stay]
         return folded.reshape(len(weight), -1, *weight.shape[2:]), gain if centred else None
     start = torch.eye(len(second), dtype=second.dtype, device=second.device)[:, stay]
     expand = solve_ridge(second[stay][:, stay], second[:, stay], start, ridge)  # (U, K)
-    offset = moments.mean() - expand @ moments.mean()[stay]
     if tap.kind == "conv_transpose":
         return torch.einsum("uo...,uk->ko...", wide_weight, expand), None
     folded = torch.einsum("ou...,uk->ok...", wide_weight, expand)
-    gain = wide_weight.flatten(2).sum(2) @ offset
+    gain = wide_weight.flatten(2).sum(2) @ (mean - expand @ mean[stay])
     return folded, gain if centred else None
 
 

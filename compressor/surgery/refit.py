@@ -9,6 +9,7 @@ Shape letters: R rows, D regressors, O outputs, U entries of a tap, K entries th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.fx import Node
 
 from compressor.algebra.patches import output_rows, sampled_positions
 from compressor.algebra.ridge import PairedSums
-from compressor.observe import TapReader
+from compressor.observe import Geometry, TapReader, takes_constant
 from compressor.surgery.landing import Landing, landings
 from compressor.surgery.lanes import Lane, last_uses, peak_bytes
 from compressor.surgery.operate import kept_outputs, kept_regressors, write_consumer
@@ -93,17 +94,17 @@ class Refit:
         return self.small
 
     def _differs(self, spot: Landing) -> bool:
-        left, right = self.left.value(spot.source, 0), self.right.value(self.twin[spot.source], 0)
-        same = left.shape == right.shape and torch.equal(left, right)
-        if same and spot.other is not None:
-            other = self.left.value(spot.other, 0), self.right.value(self.twin[spot.other], 0)
-            same = other[0].shape == other[1].shape and torch.equal(*other)
-        return not same
+        for node in (spot.source, spot.other):
+            for chunk in range(len(self.left.values) if node is not None else 0):
+                left, right = self.left.value(node, chunk), self.right.value(self.twin[node], chunk)  # type: ignore[index]
+                if left.shape != right.shape or not torch.equal(left, right):
+                    return True
+        return False
 
     def _fit(self, spot: Landing, tap: Tap) -> None:
         module: Any = self.small.get_submodule(spot.module)
         samples = sum(len(self.left.value(spot.source, i)) for i in range(len(self.left.values)))
-        reader = TapReader(tap, module, samples, self.seed)
+        reader = TapReader(tap, module, samples, self.seed, geometry_of(spot, module) if tap.kind == "conv" else None)
         by_output = reader.per_kernel or tap.kind == "linear"
         rows = self.rows.get(spot.module)
         sums: PairedSums | None = None
@@ -137,7 +138,7 @@ class Refit:
         if spot.other is not None:
             y = self._corrected(spot, y, chunk, rows)
         if tap.kind == "linear":
-            picked = thinned(ids, reader)
+            picked = thinned(ids, reader, len(self.left.values))
             return (x, y) if picked is None else (x[picked], y[picked])
         positions = reader.picked(ids, x, y)
         if positions is None:
@@ -155,7 +156,7 @@ class Refit:
         whole: Any = self.original.get_submodule(spot.module)
         stay = kept_regressors(tap, self.mask, 1).to(sums.xx.device)
         start = torch.eye(len(tap.units), dtype=sums.xx.dtype, device=sums.xx.device)[:, stay]
-        centred = spot.intercept and tap.intercept_exact
+        centred = takes_constant(tap, False, spot.intercept)
         expand, offset = sums.solve(start, self.ridge, centred)
         weight = whole.weight.detach().to(expand)
         transposed = tap.kind == "conv_transpose"
@@ -184,8 +185,8 @@ class Refit:
         """The target that also makes up for the error of the other summand, seen through the batch norm between."""
         left = self.left.value(spot.other, chunk)
         right = self.right.value(self.twin[spot.other], chunk)  # type: ignore[index]
-        if left.dim() != y.dim() and left.dim() == 3 and y.dim() == 2:  # tokens: linear layers see them flattened
-            left, right = left.flatten(0, 1), right.flatten(0, 1)
+        if left.dim() > y.dim() == 2:  # tokens: linear layers see them flattened
+            left, right = left.flatten(0, -2), right.flatten(0, -2)
         left = left if rows is None or left.shape[1] == right.shape[1] else left.index_select(1, rows.to(left.device))
         if left.shape != right.shape or left.shape != y.shape:
             return y
@@ -200,9 +201,15 @@ class Refit:
         return y + error * factor.reshape([1, -1] + [1] * (y.dim() - 2))
 
 
-def thinned(ids: Tensor, reader: TapReader) -> Tensor | None:
-    """Rows of a linear layer to use if there are more than the fit needs: an even part, else None for all."""
-    if reader.rows_per_sample >= 1 and len(ids) <= 4096:
-        return None
-    count = max(1, min(len(ids), 2048))
-    return sampled_positions(ids[:1], len(ids), count, 1)[0]
+def geometry_of(spot: Landing, module: Any) -> Geometry:
+    """Where a convolution of the program reads its source; padding by another mode is an operation before it."""
+    stride, padding, dilation = (tuple(int(v) for v in spot.node.args[i]) for i in (3, 4, 5))  # type: ignore[union-attr]
+    kernel = tuple(int(k) for k in module.weight.shape[2:])
+    spread = [values * len(kernel) if len(values) == 1 else values for values in (stride, dilation, padding)]
+    return Geometry(kernel, spread[0], spread[1], tuple(p for size in reversed(spread[2]) for p in (size, size)))
+
+
+def thinned(ids: Tensor, reader: TapReader, chunks: int) -> Tensor | None:
+    """An even part of a chunk's rows of a linear layer where there are far more than the fit needs, else None."""
+    count = max(2048, math.ceil(2 * reader.wanted_rows / chunks))
+    return None if count >= len(ids) else sampled_positions(ids[:1], len(ids), count, 1)[0]

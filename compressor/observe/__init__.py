@@ -1,0 +1,23 @@
+"""What a network does on data: second moments at every consumer's input, and the loss's curvature at its output."""
+
+from compressor.observe.likelihood import first_output, sampled_log_likelihood
+from compressor.observe.passes import memory_of, observe
+from compressor.observe.processes import in_step, processes
+from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
+from compressor.observe.statistics import Statistics, TapStatistics
+
+__all__ = [
+    "ROWS_PER_REGRESSOR",
+    "Geometry",
+    "Statistics",
+    "TapReader",
+    "TapStatistics",
+    "blocks_of",
+    "first_output",
+    "in_step",
+    "memory_of",
+    "observe",
+    "processes",
+    "sampled_log_likelihood",
+    "takes_constant",
+]

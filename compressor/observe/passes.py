@@ -1,0 +1,163 @@
+"""One hooked pass over the data: second moments of what every consumer reads, and the loss's curvature at its outputs.
+
+The curvature is the Fisher of the model's own predictions: labels are sampled from the model's output with noise keyed
+by sample id, so neither batch size nor number of processes changes it, and no true labels are needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from compressor.algebra.moments import wide
+from compressor.observe.likelihood import first_output, sampled_log_likelihood
+from compressor.observe.processes import in_step, least, processes
+from compressor.observe.readers import TapReader
+from compressor.observe.statistics import Statistics, set_aside
+from compressor.observe.watchers import Watcher, watching
+from compressor.units.graph import Tap, UnitGraph
+from compressor.units.program import call_arguments
+
+BUDGET_SHARE = 0.25
+"""Part of the device's memory that the sums of one pass may take, unless a budget is given."""
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory that are there in all: the device's own, else the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def observe(
+    model: nn.Module,
+    graph: UnitGraph,
+    batches: Callable[[], Iterable[Any]],
+    samples: int,
+    *,
+    taps: Sequence[Tap] | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+    budget_bytes: float | None = None,
+    autocast: torch.dtype | None = None,
+) -> Statistics:
+    """Statistics of all (or the given) taps over `batches()` (objects with `ids`, `inputs`) on the model's device.
+
+    One pass, unless the sums take more than `budget_bytes` (by default a quarter of the device's memory): then several,
+    with the same result; what is done waits outside the device, or in a file. In a process group `batches` gives this
+    process's share, `samples` counts all, and every process returns the sums of all. `autocast` (bfloat16) runs the
+    forward pass in that precision. The model's mode, hooks and grad flags are as before, also after an exception.
+    """
+    chosen = graph.taps if taps is None else taps
+    readers = {
+        tap.module: TapReader(tap, model.get_submodule(tap.module), samples, seed + i) for i, tap in enumerate(chosen)
+    }
+    device = next(model.parameters()).device
+    if budget_bytes is None:
+        budget_bytes = BUDGET_SHARE * memory_of(device)
+    parts = passes(readers, least(budget_bytes, device))
+    result = Statistics()
+    for i, part in enumerate(parts):
+        watchers = {name: Watcher(reader) for name, reader in part.items()}
+        step = None if progress is None else _scaled(progress, i, len(parts), samples)
+        with in_step(device), watching(model, watchers), torch.enable_grad():
+            _agree(model, watchers, batches, device, autocast)
+        with in_step(device), watching(model, watchers), torch.enable_grad():
+            seen = _one_pass(model, watchers, batches, seed, step, autocast)
+        found = Statistics({n: w.statistics for n, w in watchers.items() if w.statistics is not None}, seen)
+        for one in found.taps.values():
+            one.samples = seen
+        found = found.all_reduced()
+        result.samples = found.samples
+        result.taps.update(found.taps if len(parts) == 1 else {n: set_aside(s) for n, s in found.taps.items()})
+    return result
+
+
+def passes(readers: dict[str, TapReader], budget: float) -> list[dict[str, TapReader]]:
+    """Taps in their order, split where the sums of a pass would exceed the budget (a tap alone may)."""
+    parts: list[dict[str, TapReader]] = [{}]
+    for name, reader in readers.items():
+        if parts[-1] and sum(r.bytes for r in parts[-1].values()) + reader.bytes > budget:
+            parts.append({})
+        parts[-1][name] = reader
+    return parts
+
+
+def _one_pass(
+    model: nn.Module,
+    watchers: dict[str, Watcher],
+    batches: Callable[[], Iterable[Any]],
+    seed: int,
+    progress: Callable[[int], None] | None,
+    autocast: torch.dtype | None,
+) -> int:
+    seen = 0
+    for batch in batches():
+        output = _forward(model, watchers, batch, autocast)
+        _gradients(sampled_log_likelihood(output, batch.ids, seed + 7919), list(watchers.values()))
+        seen += len(batch.ids)
+        if progress is not None:
+            progress(len(batch.ids))
+    return seen
+
+
+def _forward(model: nn.Module, watchers: dict[str, Watcher], batch: Any, autocast: torch.dtype | None) -> Tensor:
+    for watcher in watchers.values():
+        watcher.ids = batch.ids
+    args, kwargs = call_arguments(batch.inputs)
+    kind = next(model.parameters()).device.type
+    with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
+        return first_output(model(*args, **kwargs))
+
+
+def _gradients(likelihood: Tensor, watchers: list[Watcher]) -> None:
+    """Gradients at the watched outputs only: the engine skips those of the weights."""
+    edges = [(watcher, edge) for watcher in watchers for edge in watcher.edges]
+    for watcher in watchers:
+        watcher.edges = []
+    if edges:
+        gradients = torch.autograd.grad(likelihood, [edge for _, edge in edges], allow_unused=True)
+        for (watcher, _), gradient in zip(edges, gradients, strict=True):
+            if gradient is not None:
+                watcher.curve(gradient)
+
+
+def _agree(
+    model: nn.Module,
+    watchers: dict[str, Watcher],
+    batches: Callable[[], Iterable[Any]],
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> None:
+    """In a process group, every process starts from the shifts of the first process's first batch."""
+    rank, world = processes()
+    if world == 1:
+        return
+    batch = next(iter(batches()), None) if rank == 0 else None
+    if batch is not None:
+        with torch.no_grad():
+            _forward(model, watchers, batch, autocast)
+    for watcher in watchers.values():
+        size = watcher.reader.size
+        message = torch.zeros(size + 1, dtype=wide(device), device=device)
+        if watcher.statistics is not None:
+            message[:size], message[size] = watcher.statistics.moments.shift.to(message), 1
+        distributed.broadcast(message, 0)
+        watcher.statistics = None
+        if bool(message[size]):
+            watcher.start(message[:size])
+
+
+def _scaled(progress: Callable[[int], None], part: int, parts: int, samples: int) -> Callable[[int], None]:
+    """Progress over several passes, in samples of one pass."""
+    done = [part * samples]
+
+    def step(count: int) -> None:
+        before, done[0] = done[0], done[0] + count
+        progress(done[0] // parts - before // parts)
+
+    return step

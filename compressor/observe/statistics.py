@@ -1,0 +1,68 @@
+"""What is measured, as sums that add up over data and over processes."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, distributed
+
+from compressor.algebra.moments import Moments
+from compressor.observe.processes import processes
+
+
+@dataclass
+class TapStatistics:
+    """What was measured at one tap. `per_kernel`: regressors are (entry, kernel tap) pairs, else entries alone."""
+
+    moments: Moments
+    curvature: Tensor
+    """(O, O) sum over samples of Σ_positions g gᵀ, g the gradient of the log-likelihood at the consumer's output."""
+    per_kernel: bool
+    samples: int = 0
+
+    def __add__(self, other: TapStatistics) -> TapStatistics:
+        return TapStatistics(
+            self.moments + other.moments,
+            self.curvature + other.curvature,
+            self.per_kernel,
+            self.samples + other.samples,
+        )
+
+
+@dataclass
+class Statistics:
+    """All taps by module name. Statistics of disjoint data with the same shifts add up."""
+
+    taps: dict[str, TapStatistics] = field(default_factory=dict)
+    samples: int = 0
+
+    def all_reduced(self) -> Statistics:
+        """The sums over all processes, the same in each; itself without a process group.
+
+        Collective: every process calls it, with the same taps and shifts (as `observe` makes them).
+        """
+        if processes()[1] == 1:
+            return self
+        for seen in self.taps.values():
+            counts = torch.tensor([seen.moments.count, seen.samples], device=seen.moments.total.device)
+            for sums in (counts, seen.moments.total, seen.moments.gram, seen.curvature):
+                distributed.all_reduce(sums)
+            seen.moments.count, seen.samples = (int(c) for c in counts.tolist())
+        self.samples = max((seen.samples for seen in self.taps.values()), default=self.samples)
+        return self
+
+
+def set_aside(seen: TapStatistics) -> TapStatistics:
+    """The same sums outside the device's memory: in the machine's, or on the CPU in a file that goes with them."""
+    for owner, name in ((seen.moments, "gram"), (seen, "curvature")):
+        sums: Tensor = getattr(owner, name)
+        if sums.device.type != "cpu":
+            setattr(owner, name, sums.cpu())
+            continue
+        with tempfile.NamedTemporaryFile() as file:
+            stored = torch.from_file(file.name, shared=True, size=sums.numel(), dtype=sums.dtype)
+        setattr(owner, name, stored.reshape(sums.shape).copy_(sums))
+    seen.moments.total, seen.moments.shift = seen.moments.total.cpu(), seen.moments.shift.cpu()
+    return seen

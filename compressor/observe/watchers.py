@@ -1,0 +1,73 @@
+"""Hooks on the consumers for one pass; always removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from compressor.algebra.moments import Moments, wide
+from compressor.observe.readers import TapReader
+from compressor.observe.statistics import TapStatistics
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Watcher:
+    """Hooks of one tap for one pass."""
+
+    def __init__(self, reader: TapReader) -> None:
+        self.reader = reader
+        self.ids: Tensor | None = None
+        self.statistics: TapStatistics | None = None
+        self.edges: list[GradientEdge] = []
+
+    def start(self, shift: Tensor) -> None:
+        """No rows yet; `shift` (D,) is what the sums are relative to."""
+        outputs, device = self.reader.outputs, shift.device
+        curvature = torch.zeros(outputs, outputs, dtype=wide(device), device=device)
+        self.statistics = TapStatistics(Moments.empty(shift), curvature, self.reader.per_kernel)
+
+    def forward(self, _module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        """Add what the consumer reads; a view is replaced by a copy, because writing into it would cut the gradient."""
+        x = args[0].detach()
+        ids = self.ids
+        ids = torch.arange(len(x), device=x.device) if ids is None or len(ids) != len(x) else ids.to(x.device)
+        with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+            rows = self.reader.rows(x.float() if x.dtype in HALF else x, self.reader.picked(ids, x, out))
+            if self.statistics is None:
+                self.start(rows.mean(0))
+            self.statistics.moments.add(rows)  # type: ignore[union-attr]
+        if not out.requires_grad:
+            return None
+        self.edges.append(get_gradient_edge(out))  # not `out`: an in-place activation would take its place
+        return out.clone() if out._is_view() else None
+
+    def curve(self, gradient: Tensor) -> None:
+        """Add Σ g gᵀ over samples and positions."""
+        if self.statistics is None:
+            return
+        g = gradient.detach().float() if gradient.dtype in HALF else gradient.detach()
+        g = g.reshape(-1, g.shape[-1]) if self.reader.tap.kind == "linear" else g.transpose(0, 1).flatten(1).T
+        for part in g.split(65536):
+            self.statistics.curvature += part.T @ part
+
+
+@contextmanager
+def watching(model: nn.Module, watchers: dict[str, Watcher]) -> Iterator[None]:
+    """Hooks on the consumers, eval mode, gradients for every parameter; all of it is taken back at the end."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+            module.training = False
+        for parameter in model.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        for name, watcher in watchers.items():
+            handle = model.get_submodule(name).register_forward_hook(watcher.forward)
+            stack.callback(handle.remove)
+        yield

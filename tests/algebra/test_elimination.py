@@ -1,0 +1,183 @@
+"""The elimination path against a brute-force one that solves least squares anew for every unit it might drop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from compressor.algebra import elimination
+from compressor.algebra.elimination import TapState, eliminate, precision
+
+
+@dataclass
+class Problem:
+    """One tap: covariance H (D, D), weights (O, D), curvature (O, O), regressors of each unit."""
+
+    covariance: Tensor
+    weight: Tensor
+    curvature: Tensor
+    blocks: list[list[int]]
+    units: list[int]
+
+    def state(self) -> TapState:
+        longest = max(len(b) for b in self.blocks)
+        padded = np.array([b + [-1] * (longest - len(b)) for b in self.blocks])
+        product = self.weight.T @ self.curvature @ self.weight / 2
+        return TapState(torch.linalg.inv(self.covariance), product, padded, np.array(self.units))
+
+    def loss(self, gone: set[int]) -> float:
+        """½ tr(F ΔW H ΔWᵀ) for the best weights on the regressors that stay."""
+        out = [d for u, b in zip(self.units, self.blocks, strict=True) if u in gone for d in b]
+        if not out:
+            return 0.0
+        stay = [d for d in range(len(self.covariance)) if d not in out]
+        h = self.covariance
+        best = torch.zeros_like(self.weight)
+        best[:, stay] = torch.linalg.solve(h[stay][:, stay], (self.weight @ h[:, stay]).T).T
+        change = best - self.weight
+        return float(torch.trace(self.curvature @ change @ h @ change.T) / 2)
+
+
+def problem(blocks: list[list[int]], units: list[int], seed: int, spare: int = 0, outputs: int = 4) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+    size = sum(len(b) for b in blocks) + spare
+    rows = torch.randn(4 * size, size, generator=generator, dtype=torch.float64)
+    rows = rows @ (torch.eye(size) + 0.4 * torch.randn(size, size, generator=generator, dtype=torch.float64))
+    curved = torch.randn(outputs, outputs, generator=generator, dtype=torch.float64)
+    weight = torch.randn(outputs, size, generator=generator, dtype=torch.float64)
+    return Problem(rows.T @ rows / len(rows), weight, curved @ curved.T, blocks, units)
+
+
+def brute(problems: list[Problem], groups: list[int], worth: list[float]) -> tuple[list[int], list[float]]:
+    """The same path, by trying every drop."""
+    gone: set[int] = set()
+    order, increments = [], []
+    while True:
+        left = [groups.count(g) - sum(groups[u] == g for u in gone) for g in range(max(groups) + 1)]
+        free = [u for u in range(len(groups)) if u not in gone and left[groups[u]] > 1]
+        if not free:
+            return order, increments
+        now = sum(p.loss(gone) for p in problems)
+        cost = {u: sum(p.loss(gone | {u}) for p in problems) - now for u in free}
+        unit = min(free, key=lambda u: cost[u] / worth[u])
+        gone.add(unit)
+        order.append(unit)
+        increments.append(cost[unit])
+
+
+def layout(sizes: list[int], seed: int, spare: int = 0) -> list[list[int]]:
+    """Regressors in random order, dealt out to units of these sizes."""
+    order = np.random.default_rng(seed).permutation(sum(sizes) + spare).tolist()
+    ends = np.cumsum(sizes)
+    return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+CASES = {
+    "dense": [([1] * 12, list(range(12)), 0)],
+    "kernels": [([4] * 7, list(range(7)), 0)],
+    "uneven blocks": [([3, 1, 2, 5, 1, 2], list(range(6)), 0)],
+    "entries of no unit": [([2] * 6, list(range(6)), 5)],
+    "two taps": [([1] * 9, list(range(9)), 0), ([3] * 9, [8, 7, 6, 5, 4, 3, 2, 1, 0], 0)],
+    "taps that see a part": [([1] * 5, [0, 2, 4, 6, 7], 2), ([2, 1, 3, 2, 1], [1, 3, 5, 6, 0], 0)],
+}
+
+
+@pytest.mark.parametrize("pending", [1, 3, 128])
+@pytest.mark.parametrize("name", CASES)
+def test_order_and_costs_are_those_of_brute_force(name: str, pending: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elimination, "PENDING", pending)
+    taps = [problem(layout(s, i, spare), u, 10 + i, spare) for i, (s, u, spare) in enumerate(CASES[name])]
+    count = 1 + max(max(p.units) for p in taps)
+    order, increments = eliminate([p.state() for p in taps], torch.zeros(count, dtype=torch.long))
+    expected, costs = brute(taps, [0] * count, [1.0] * count)
+    assert order == expected
+    assert len(order) == count - 1
+    assert increments == pytest.approx(costs, rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize("pending", [2, 128])
+def test_groups_keep_their_last_unit_and_worth_decides(pending: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elimination, "PENDING", pending)
+    one = problem(layout([2] * 10, 3), list(range(10)), 5)
+    groups = [0, 1, 0, 1, 2, 2, 2, 3, 0, 1]
+    worth = [1.0, 9.0, 2.0, 5.0, 0.1, 3.0, 1.0, 7.0, 0.5, 2.0]
+    order, increments = eliminate([one.state()], torch.tensor(groups), torch.tensor(worth))
+    expected, costs = brute([one], groups, worth)
+    assert order == expected
+    assert 7 not in order  # alone in its group
+    assert increments == pytest.approx(costs, rel=1e-8, abs=1e-10)
+
+
+def test_costs_stay_right_over_hundreds_of_drops() -> None:
+    size = 400
+    one = problem([[d] for d in range(size)], list(range(size)), 7)
+    order, increments = eliminate([one.state()], torch.zeros(size, dtype=torch.long))
+    for length in (100, 250, 390):
+        exact = one.loss(set(order[:length]))
+        assert sum(increments[:length]) == pytest.approx(exact, rel=1e-8)
+        step = one.loss(set(order[: length + 1])) - exact
+        assert increments[length] == pytest.approx(step, rel=1e-6)
+
+
+def test_the_predicted_loss_of_copies_is_almost_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(500, 6, generator=generator, dtype=torch.float64)
+    rows = torch.cat([rows, 3.0 * rows[:, [1]], rows[:, [0]] - rows[:, [2]]], 1)
+    inverse, alive = precision(rows.T @ rows / 500, 1e-7)
+    weight = torch.randn(3, 8, generator=generator, dtype=torch.float64)
+    order, increments = eliminate(
+        [TapState(inverse, weight.T @ weight, np.arange(8)[:, None], np.arange(8))], torch.zeros(8, dtype=torch.long)
+    )
+    assert bool(alive.all())
+    assert set(order[:2]) <= {0, 1, 2, 6, 7}
+    assert max(increments[:2]) < 1e-4 * increments[2]
+
+
+def test_units_that_no_tap_reads_go_first_and_cost_nothing() -> None:
+    one = problem([[0], [1], [2]], [0, 2, 4], 2)
+    order, increments = eliminate([one.state()], torch.zeros(5, dtype=torch.long))
+    assert order[:2] == [1, 3]
+    assert increments[:2] == [0.0, 0.0]
+
+
+def test_precision_is_the_inverse_and_treats_scales_alike() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(200, 7, generator=generator, dtype=torch.float64)
+    covariance = rows.T @ rows / 200
+    scale = torch.tensor([1e-2, 1.0, 1e3, 10.0, 1.0, 0.1, 1e2], dtype=torch.float64)
+    plain, _ = precision(covariance, 0.01)
+    scaled, _ = precision(covariance * torch.outer(scale, scale), 0.01)
+    assert torch.allclose(scaled * torch.outer(scale, scale), plain, rtol=1e-9)
+    ridged = covariance + 0.01 * torch.diag(covariance.diagonal())
+    assert torch.allclose(plain @ ridged, torch.eye(7, dtype=torch.float64), atol=1e-10)
+
+
+def test_regressors_without_variance_are_named_and_stand_apart() -> None:
+    covariance = torch.diag(torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64))
+    covariance[0, 2] = covariance[2, 0] = 0.5
+    inverse, alive = precision(covariance, 0.0)
+    assert alive.tolist() == [True, False, True]
+    assert inverse[1].tolist() == [0.0, 1.0, 0.0]
+    assert torch.allclose(inverse[[0, 2]][:, [0, 2]], torch.linalg.inv(covariance[[0, 2]][:, [0, 2]]))
+    _, none = precision(torch.zeros(2, 2, dtype=torch.float64), 1e-3)
+    assert not none.any()
+
+
+@pytest.mark.slow
+def test_a_layer_of_4096_units_takes_under_a_minute() -> None:
+    size = 4096
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(size, size, generator=generator, dtype=torch.float32)
+    covariance = (factor.T @ factor / size).double() + 0.1 * torch.eye(size, dtype=torch.float64)
+    weight = torch.randn(10, size, generator=generator, dtype=torch.float64)
+    start = time.perf_counter()
+    inverse, _ = precision(covariance, 1e-3)
+    state = TapState(inverse, weight.T @ weight, np.arange(size)[:, None], np.arange(size))
+    order, _ = eliminate([state], torch.zeros(size, dtype=torch.long))
+    assert len(order) == size - 1
+    assert time.perf_counter() - start < 60
