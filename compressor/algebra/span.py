@@ -145,30 +145,71 @@ def spanned(taps: Sequence[Columns], units: Tensor, tolerance: float) -> tuple[T
     unit with the largest relative residual at any tap, and it becomes a direction of every tap where it
     has one.
     """
-    rest = [tap.x[:, units].clone() for tap in taps]
-    scale = [tap.spread[units].clamp_min(1e-300) for tap in taps]
-    frames: list[list[Tensor]] = [[] for _ in taps]
-    bases: list[list[int]] = [[] for _ in taps]
+    frames = [_Frame(tap, units) for tap in taps]
     left = torch.ones(len(units), dtype=torch.bool)
     while bool(left.any()):
-        relative = torch.stack([r.square().sum(0).sqrt() / s for r, s in zip(rest, scale, strict=True)])
+        relative = torch.stack([frame.relative() for frame in frames])
         worst = torch.where(left, relative.amax(0), -1.0)
         pivot = int(worst.argmax())
+        stale = [frame for frame in frames if frame.stale(pivot)]
+        if stale:
+            for frame in stale:
+                frame.refresh()
+            continue
         if float(worst[pivot]) <= tolerance:
             break
         left[pivot] = False
-        for t, residual in enumerate(rest):
-            if float(relative[t, pivot]) <= tolerance:
-                continue
-            direction = residual[:, pivot].clone()
-            if frames[t]:
-                frame = torch.stack(frames[t], 1)
-                direction -= frame @ (frame.T @ direction)
-            direction /= direction.norm().clamp_min(1e-300)
-            frames[t].append(direction)
-            bases[t].append(pivot)
-            residual -= torch.outer(direction, direction @ residual)
-    return units[left], [units[torch.tensor(basis, dtype=torch.long)] for basis in bases]
+        for frame, size in zip(frames, relative[:, pivot].tolist(), strict=True):
+            if size > tolerance:
+                frame.grow(pivot)
+    return units[left], [units[torch.tensor(frame.basis, dtype=torch.long)] for frame in frames]
+
+
+class _Frame:
+    """Residuals of one tap's columns outside an orthonormal frame.
+
+    Their lengths are updated by subtraction, and a column whose length has lost more than half its digits is
+    computed again before it is believed.
+    """
+
+    def __init__(self, tap: Columns, units: Tensor) -> None:
+        self._rest = tap.x[:, units].clone()
+        self._scale = tap.spread[units].clamp_min(1e-300)
+        self._frame = torch.empty(len(self._rest), min(self._rest.shape), dtype=torch.float64)
+        self._measured = self._square = self._rest.square().sum(0)
+        self._fresh = 0
+        self.basis: list[int] = []
+
+    def relative(self) -> Tensor:
+        """(M,) length of each residual relative to its column's spread."""
+        return self._square.clamp_min(0).sqrt() / self._scale
+
+    def stale(self, place: int) -> bool:
+        """True if the length of this residual is not to be believed."""
+        lost = float(self._square[place]) < 1e-8 * float(self._measured[place])
+        return lost and self._fresh < len(self.basis)
+
+    def refresh(self) -> None:
+        """Compute all residuals again, orthogonal to the whole frame."""
+        frame = self._frame[:, : len(self.basis)]
+        for _ in range(2):
+            self._rest -= frame @ (frame.T @ self._rest)
+        self._measured = self._square = self._rest.square().sum(0)
+        self._fresh = len(self.basis)
+
+    def grow(self, place: int) -> None:
+        """Take one column's residual as the next direction."""
+        if len(self.basis) == self._frame.shape[1]:
+            return
+        direction = self._rest[:, place].clone()
+        frame = self._frame[:, : len(self.basis)]
+        for _ in range(2):
+            direction -= frame @ (frame.T @ direction)
+        direction /= direction.norm().clamp_min(1e-300)
+        self._frame[:, len(self.basis)] = direction
+        self.basis.append(place)
+        self._square = self._square - (direction @ self._rest).square()
+        self._square[place] = 0.0
 
 
 def coefficients(tap: Columns, units: Tensor, basis: Tensor, tolerance: float) -> Tensor:

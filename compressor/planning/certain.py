@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,25 @@ def unmoved(model: nn.Module, graph: UnitGraph, program: Program) -> np.ndarray:
         written[axis.units] = True
         dead[axis.units[moves.numpy()]] = False
     return (dead & written & _live(graph))[:-1]
+
+
+def twins(model: nn.Module, graph: UnitGraph) -> np.ndarray:
+    """(n_units,) a number per unit, the same for units of one group whose producers and carriers are equal to the
+    last bit: what feeds them is the same, too, so they are copies wherever their wiring is alike."""
+    parts: list[list[bytes]] = [[] for _ in range(graph.n_units)]
+    for axis in graph.axes:
+        if axis.role == "consumes":
+            continue
+        lines = _tensor(model, axis.tensor).detach().cpu().movedim(axis.axis, 0).contiguous().numpy()
+        for position, unit in enumerate(axis.units.tolist()):
+            if unit >= 0:
+                parts[unit].append(axis.tensor.encode() + lines[position].tobytes())
+    for place, group in enumerate(graph.groups):
+        for unit in group.units.tolist():
+            parts[unit].append(str(place).encode())
+    numbers: dict[bytes, int] = {}
+    digests = [hashlib.sha256(b"|".join(part)).digest() for part in parts]
+    return np.array([numbers.setdefault(digest, len(numbers)) for digest in digests], dtype=np.int64)
 
 
 def norm_behind(program: Program) -> dict[str, str]:

@@ -44,6 +44,8 @@ class Claims:
     copy: Tensor
     of: Tensor
     dependent: Tensor
+    twin: Tensor
+    """(M,) bool: copies whose weights are equal; these need not have varied at every tap."""
     values: list[Tensor] = field(default_factory=list)
     factor: list[Tensor] = field(default_factory=list)
     shift: list[Tensor] = field(default_factory=list)
@@ -61,6 +63,7 @@ def find_claims(
     exact: list[bool],
     constant: Tensor,
     usable: Tensor,
+    twins: Tensor,
     dense: bool,
     dtype: torch.dtype,
 ) -> Claims:
@@ -74,17 +77,44 @@ def find_claims(
         flat = tap.spread <= 1e-3 * tolerance * len(tap.x) ** 0.5 * value.abs()
         silent = (tap.spread == 0) & (value == 0)
         constant = constant & (silent | (flat if takes else silent) | ~tap.present)
-    usable = usable & eligible(taps) & ~constant
-    of = copies(taps, usable, tolerance)
-    copy = torch.nonzero(of != torch.arange(len(of)))[:, 0]
-    claims = Claims(spots, torch.nonzero(constant)[:, 0], copy, of[copy], torch.tensor([], dtype=torch.long))
+    of = _twins(taps, usable & ~constant, twins, tolerance)
+    own = torch.arange(len(of))
+    twin = of != own
+    usable = usable & eligible(taps) & ~constant & ~twin
+    of = torch.where(twin, of, copies(taps, usable, tolerance))
+    twin &= of[of] == of
+    of = of[of]  # a twin of a copy is a copy
+    copy = torch.nonzero(of != own)[:, 0]
+    none = torch.tensor([], dtype=torch.long)
+    claims = Claims(spots, torch.nonzero(constant)[:, 0], copy, of[copy], none, twin[copy])
     claims.values = [value[claims.constant] for value in values]
     for tap in taps:
-        claims.factor.append(factors(tap, copy, claims.of))
-        claims.shift.append(tap.mean[copy] - claims.factor[-1] * tap.mean[claims.of])
+        factor = torch.where(claims.twin & ~tap.active[copy], 1.0, factors(tap, copy, claims.of))
+        claims.factor.append(factor)
+        shift = tap.mean[copy] - factor * tap.mean[claims.of]
+        claims.shift.append(_worthy(shift, tap, copy, tolerance))
     usable[copy] = False
     _combine(claims, taps, torch.nonzero(usable)[:, 0] if dense else copy[:0], tolerance, MAX_GAIN[dtype])
     return claims
+
+
+def _twins(taps: list[Columns], usable: Tensor, twins: Tensor, tolerance: float) -> Tensor:
+    """(U,) the first unit with equal weights that reads alike on all rows, or the unit itself."""
+    of = torch.arange(len(usable))
+    varied = usable & torch.stack([tap.active for tap in taps]).any(0)
+    _, numbers, counts = torch.unique(twins, return_inverse=True, return_counts=True)
+    for number in torch.nonzero(counts > 1)[:, 0].tolist():
+        members = torch.nonzero((numbers == number) & varied)[:, 0]
+        if len(members) < 2:
+            continue
+        same = torch.ones(len(members), dtype=torch.bool)
+        for tap in taps:
+            x = tap.x[:, members] + tap.mean[members]
+            gap = (x - x[:, :1]).square().sum(0).sqrt()
+            same &= gap <= tolerance * torch.minimum(x[:, 0].norm(), tap.spread[members]) + 1e-14 * x.norm()
+            same &= tap.present[members] == tap.present[members[0]]
+        of[members[same]] = members[0]
+    return of
 
 
 def _combine(claims: Claims, taps: list[Columns], units: Tensor, tolerance: float, gain: float) -> None:
@@ -109,7 +139,14 @@ def _combine(claims: Claims, taps: list[Columns], units: Tensor, tolerance: floa
         claims.share.append(
             torch.block_diag(*[shares[t] for _, shares in parts]) if parts else torch.zeros(0, 0, dtype=torch.float64)
         )
-        claims.offset.append(tap.mean[claims.dependent] - claims.share[t] @ tap.mean[claims.basis[t]])
+        offset = tap.mean[claims.dependent] - claims.share[t] @ tap.mean[claims.basis[t]]
+        claims.offset.append(_worthy(offset, tap, claims.dependent, tolerance))
+
+
+def _worthy(constant: Tensor, tap: Columns, units: Tensor, tolerance: float) -> Tensor:
+    """Constants, zero where they are rounding: a layer without bias should not get one for that."""
+    deviation = tap.spread[units] / len(tap.x) ** 0.5
+    return torch.where(constant.abs() > 0.1 * tolerance * deviation, constant, 0.0)
 
 
 class Judge:
@@ -166,7 +203,8 @@ class Judge:
         units = len(c.spots[0].present)
         good = torch.zeros(units, dtype=torch.bool)
         held = torch.ones(len(c.copy) + len(c.dependent), dtype=torch.bool)
-        seen = held.clone()
+        seen, somewhere = held.clone(), ~held
+        alike = torch.cat([c.twin, torch.zeros(len(c.dependent), dtype=torch.bool)])
         still = torch.ones(len(c.constant), dtype=torch.bool)
         allowed = TOLERANCE[dtype]
         for t, spot in enumerate(c.spots):
@@ -174,7 +212,10 @@ class Judge:
             if len(held):
                 absent = ~spot.present[self.tested[t]]
                 held &= self._fits(t, HELD_FACTOR * allowed) | absent
-                seen &= self._seen(t) | absent
+                enough = self._seen(t)
+                seen &= enough | absent | alike
+                somewhere |= enough & ~absent
+        seen &= somewhere
         good[c.constant[still]] = True
         good[torch.cat([c.copy, c.dependent])[held & seen]] = True
         return good, bool((held & ~seen).any())
@@ -183,7 +224,8 @@ class Judge:
         """Claims whose residual is rounding at one tap."""
         mean, square = self._total[t] / max(self._count[t], 1)
         deviation = (square - mean.square()).clamp_min(0).sqrt()[self.tested[t]]
-        return (self._square[t] / max(self._count[t], 1)).sqrt() <= allowed * deviation
+        rounding = 1e-14 * square[self.tested[t]].sqrt()
+        return (self._square[t] / max(self._count[t], 1)).sqrt() <= allowed * deviation + rounding
 
     def _seen(self, t: int) -> Tensor:
         """Claims that enough rows and enough different samples of one tap speak for."""

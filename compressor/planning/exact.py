@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.algebra.span import columns
-from compressor.planning.certain import unmoved, unread
+from compressor.planning.certain import twins, unmoved, unread
 from compressor.planning.claims import (
     FIT_ROWS_PER_UNIT,
     HELD_ROWS_PER_UNIT,
@@ -160,6 +160,7 @@ class _Search:
         half = max(1, len(order) // 2)
         self.first, self.second = taken(inputs, order[:half]), taken(inputs, order[-half:])
         self.unread = unread(net, graph)
+        self.twins = twins(net, graph)
         self.unmoved = unmoved(net, graph, recorded_pair(net, inputs)) if self.groups else self.unread
         self.effort = effort
         self.judged = 0
@@ -254,7 +255,8 @@ class _Search:
         constant = torch.from_numpy(self.unmoved[group.units]) & ~useless
         enough = held * self._group_rows(group, per_sample) >= HELD_ROWS_PER_UNIT * len(group.units)
         dense = enough and all(len(tap.x) >= FIT_ROWS_PER_UNIT * len(group.units) for tap in taps)
-        claims = find_claims(found, taps, exact, constant, ~useless, dense, self.dtype)
+        alike = torch.from_numpy(self.twins[group.units])
+        claims = find_claims(found, taps, exact, constant, ~useless, alike, dense, self.dtype)
         varied = torch.stack([tap.active for tap in taps]).any(0)
         constant[claims.constant] = True
         quiet = torch.nonzero(~varied & ~useless & ~constant)[:, 0].tolist()

@@ -95,3 +95,15 @@ def test_bases_differ_per_tap_where_ranks_do() -> None:
     found, bases = spanned(taps, torch.arange(5), TOLERANCE)
     assert len(found) == 1
     assert [len(basis) for basis in bases] == [3, 4]
+
+
+def test_directions_of_very_different_size_keep_their_digits() -> None:
+    x = draw(300, 40)
+    x[:, 1::2] = x[:, ::2] + 1e-6 * x[:, 1::2]  # independent, though barely
+    x[:, 39] = x[:, :20] @ draw(20, seed=7)
+    tap = columns(x, all_present(40), False)
+    found, (basis,) = spanned([tap], torch.arange(40), TOLERANCE)
+    assert (len(found), len(basis)) == (1, 39)
+    frame = torch.linalg.qr(x[:, basis])[0]
+    outside = x[:, found] - frame @ (frame.T @ x[:, found])
+    assert float(outside.norm() / x[:, found].norm()) < TOLERANCE

@@ -162,3 +162,59 @@ def test_nothing_given_is_changed_and_the_same_seed_gives_the_same_plan() -> Non
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(not m._forward_pre_hooks for m in model.modules())
+
+
+class Tokens(nn.Module):
+    """Integer inputs: an embedding, and an MLP block on a stream that a norm freezes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(30, 12), nn.LayerNorm(12)
+        self.up, self.down, self.head = nn.Linear(12, 24), nn.Linear(24, 12), nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return self.head(self.norm(x).mean(1))
+
+
+def test_integer_inputs_and_hidden_units_of_a_transformer() -> None:
+    torch.manual_seed(0)
+    lean, ids = Tokens().double(), torch.randint(30, (40, 9))
+    graph = trace(lean, ids)
+    wide = planted.split(lean, graph, {"up": {3: 4, 7: 2}})
+    small, plan = exact_compress(wide.model, trace(wide.model, ids), ids)
+    assert removed(plan) == {"up": 4}
+    assert gap(wide.model, small, torch.randint(30, (20, 9))) < 1e-10
+
+
+class TwoReaders(nn.Module):
+    """One stream, read through two norms of which one silences a unit: as in densely connected networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.norm1, self.b = nn.BatchNorm2d(8), nn.Conv2d(8, 5, 3, padding=1)
+        self.norm2, self.c = nn.BatchNorm2d(8), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(self.norm1(x).relu()).mean((2, 3)) + self.c(self.norm2(x).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_copies_silent_at_one_reader_go_only_if_their_weights_are_equal(equal: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 7, 7, dtype=torch.float64)
+    lean = planted.awake(TwoReaders().double(), x)
+    with torch.no_grad():
+        lean.norm2.bias[4] = -100.0
+    graph = trace(lean, x)
+    wide = planted.split(lean, graph, {"a": {4: 3}})
+    with torch.no_grad():
+        if not equal:
+            wide.model.norm2.bias[5] = -60.0  # silent here, too, but awake on other inputs
+            wide.model.norm2.bias[6] = -80.0
+    small, plan = exact_compress(wide.model, trace(wide.model, x), x)
+    assert removed(plan) == ({"a": 2} if equal else {})
+    assert gap(wide.model, small, 100 * other_inputs(x)) < 1e-10

@@ -21,6 +21,7 @@ def test_every_clone_of_the_zoo_goes(name: str, dtype: torch.dtype) -> None:
     small, plan = exact_compress(wide.model, trace(wide.model, images), images, effort=0.0)
     assert {fold.group: len(fold.dropped) for fold in plan.folds} == wide.surplus
     assert plan.taken_back == ()
+    assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in lean.parameters())
     fresh = torch.randn(8, *images.shape[1:], generator=torch.Generator().manual_seed(5)).to(dtype)
     with torch.no_grad():
         before, after = wide.model(fresh), small(fresh)
