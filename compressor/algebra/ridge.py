@@ -17,10 +17,12 @@ def solve_ridge(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float) -> Ten
     variance, so large and small channels are treated alike; where the data say nothing, the prior stands.
     """
     variance = gram.diagonal().clamp_min(0)
-    floor = variance.max().clamp_min(1e-300) * 1e-9
-    system = gram + torch.diag(ridge * variance + floor)
-    rest = cross - prior @ gram
-    return prior + torch.cholesky_solve(rest.T, torch.linalg.cholesky(system)).T
+    alive = variance > variance.max().clamp_min(1e-300) * 1e-12
+    scale = torch.where(alive, variance, torch.ones_like(variance)).sqrt()
+    system = torch.where(alive[:, None] & alive[None, :], gram / scale[:, None] / scale[None, :], 0.0)
+    system.diagonal().copy_(torch.ones_like(variance) + ridge + 1e-9)
+    rest = torch.where(alive, (cross - prior @ gram) / scale, 0.0)
+    return prior + torch.cholesky_solve(rest.T, torch.linalg.cholesky(system)).T / scale
 
 
 @dataclass
