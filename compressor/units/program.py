@@ -167,8 +167,21 @@ WAYS = (("fake", False), ("fake", True), ("real", False), ("real", True))
 """On shapes alone or on real values; in one go, or in-place writes removed afterwards (see `_recorded`)."""
 
 
+def same_layout(node: Node) -> bool:
+    """True for a re-striding that moves nothing (pooling in channels-last order notes its layout so)."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is None or packet.__name__ not in ("as_strided_", "as_strided") or len(node.args) != 3:
+        return False
+    before = node.args[0].meta["val"]  # type: ignore[union-attr]
+    size, stride = (list(argument) for argument in node.args[1:3])  # type: ignore[arg-type]
+    wide = [d for d in range(before.dim()) if before.size(d) > 1]
+    return list(before.shape) == size and all(before.stride(d) == stride[d] for d in wide)
+
+
 def writes_in_place(node: Node) -> bool:
-    """True for an operation that changes one of its inputs."""
+    """True for an operation that changes the values or the shape of one of its inputs."""
+    if same_layout(node):
+        return False
     return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 

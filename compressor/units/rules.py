@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from compressor.units.labels import along, compact, unlabelled, varies
+from compressor.units.program import same_layout
 from compressor.units.propagate import (
     Activation,
     Parameter,
@@ -25,11 +26,11 @@ from compressor.units.propagate import (
 MOVES = (
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice", "select", "unbind",
     "squeeze", "unsqueeze", "flip", "roll", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    "native_channel_shuffle", "repeat", "unfold", "narrow", "movedim", "as_strided", "flatten", "unflatten",
+    "native_channel_shuffle", "repeat", "unfold", "narrow", "movedim", "flatten", "unflatten",
     "view_as", "numpy_T", "_reshape_alias", "repeat_interleave", "tile", "swapaxes", "diagonal", "rot90",
     "alias", "detach", "lift_fresh", "split_copy", "squeeze_copy", "unsqueeze_copy", "view_copy",
     "permute_copy", "transpose_copy", "t_copy", "expand_copy", "slice_copy", "select_copy", "alias_copy",
-    "unbind_copy", "diagonal_copy", "unfold_copy", "as_strided_copy",
+    "unbind_copy", "diagonal_copy", "unfold_copy",
 )  # fmt: skip
 SPLITS = (
     "split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy", "unsafe_split",
@@ -317,6 +318,12 @@ def created(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out
 def alike(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """New tensors in the shape of another follow its units."""
     return Activation(args[0].labels) if isinstance(args[0], Activation) else opaque(out, made=True)
+
+
+@rule("as_strided", "as_strided_")
+def restrided(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """Re-striding that moves nothing keeps the labels; any other depends on storage, and is not followed."""
+    return args[0] if same_layout(node) else unknown(walk, node, args, kwargs, out)
 
 
 @rule("getitem")

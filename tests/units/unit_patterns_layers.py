@@ -227,3 +227,10 @@ class no_grad_trunk(Net):
         with torch.no_grad():
             x = self.b(self.a(x).relu()).relu().mean((2, 3))
         return self.head(x)
+
+
+@pattern("b")
+class pooled_in_channels_last_order(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu().to(memory_format=torch.channels_last)).relu()
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
