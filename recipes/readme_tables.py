@@ -22,11 +22,11 @@ def strength(content: dict[str, Any]) -> str:
         asked = row["options"].get("keep") or f"max-drop {row['options']['max_drop']:g}"
         verdict, lost = row["verdict"], row["lost"]
         low, high = verdict["interval"]
-        lines.append(
-            f"| {row['network']} | {asked} | {100 * row['params']:.1f} % | {100 * row['macs']:.1f} % | {lost['all']:.2f} | "
-            f"{lost['first']:.2f} | {lost['second']:.2f} | {verdict['value']} (allowed {verdict['allowed']:g}): "
-            f"{verdict['difference']:+.2f} [{low:+.2f}, {high:+.2f}] | {row['seconds']['wall']:.0f} |"
-        )
+        shares = f"{100 * row['params']:.1f} % | {100 * row['macs']:.1f} %"
+        losses = f"{lost['all']:.2f} | {lost['first']:.2f} | {lost['second']:.2f}"
+        judged = f"{verdict['value']} (allowed {verdict['allowed']:g}): {verdict['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        wall = f"{row['seconds']['wall']:.0f}"
+        lines.append(f"| {row['network']} | {asked} | {shares} | {losses} | {judged} | {wall} |")
     return "\n".join(lines)
 
 
@@ -39,7 +39,7 @@ def exact_zoo(content: dict[str, Any]) -> str:
     for row in content["rows"]:
         lines.append(
             f"| {row['network']} | {row['dtype']} | {row['surplus_units']} | {row['surplus_removed']} | "
-            f"{row['other_units_removed']} | {row['outputs_moved'] / row['output_spread']:.1e} | "
+            f"{row['other_units_removed']} | {row['outputs_moved']:.1e} | "
             f"{row['seconds_exact']:.0f} |"
         )
     return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""What the stages cost, as ratios of interleaved repeats.
+
+    python recipes/costs.py CHECKPOINTS --out recipes/results/costs.json
+
+CHECKPOINTS holds mlp, vgg and resnet .safetensors. Statistics of all taps against a plain forward and backward pass
+over the same images; all paths against the statistics; a 4,096-unit layer's path; `compress --keep` on the resnet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics as stats
+import time
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import compressor
+from compressor.algebra.elimination import TapState, eliminate, precision
+from compressor.recording import machine, versions
+from compressor.sources.data import load_data
+from compressor.sources.samples import Samples, batches
+from compressor.stages import Workshop, find_units, working_copy
+
+REPEATS = 3
+
+
+def seconds(call: Any) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def plain_pass(model: nn.Module, samples: Samples) -> None:
+    """Forward and backward over all samples, as one epoch of training without the optimiser's step."""
+    for batch in batches(samples, 250):
+        model.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(model(batch.inputs), batch.labels).backward()  # type: ignore[arg-type]
+
+
+def stage_costs(name: str, folder: Path, samples: Samples) -> dict[str, Any]:
+    """Interleaved repeats of a plain pass, the statistics and the paths."""
+    model = getattr(networks, name)()
+    model.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    work = working_copy(model.eval(), torch.device("cpu"))
+    shop = Workshop.open(work, find_units(work, samples, 0), samples, 0)
+    plain_pass(work, samples.take(range(500)))
+    rows = []
+    for _ in range(REPEATS):
+        plain = seconds(lambda: plain_pass(work, samples))
+        measured = seconds(shop.measure)
+        rows.append((plain, measured, seconds(lambda: shop.paths("params"))))
+    return {
+        "network": name,
+        "images": len(samples),
+        "seconds": rows,
+        "statistics_over_plain": stats.median(m / p for p, m, _ in rows),
+        "paths_over_statistics": stats.median(a / m for _, m, a in rows),
+    }
+
+
+def wide_layer(units: int = 4096) -> float:
+    """Seconds to order all units of one linear layer that 512 outputs read."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2 * units, units, generator=generator)
+    weight = torch.randn(512, units, generator=generator).double()
+    inverse, _ = precision((rows.T @ rows).double() / len(rows), 1e-3)
+    state = TapState(inverse, weight.T @ weight, np.arange(units)[:, None], np.arange(units))
+    return seconds(lambda: eliminate([state], torch.zeros(units, dtype=torch.int64)))
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    data = load_data("fashion-mnist")
+    rows = [stage_costs(name, given.checkpoints, data.calibrate) for name in ("mlp", "vgg", "resnet")]
+    model = networks.resnet()
+    model.load_state_dict(load_file(given.checkpoints / "resnet.safetensors"))
+    whole = seconds(
+        lambda: compressor.compress(model.eval(), data.calibrate, data.tune, data.judge, keep="params=0.45", align=1)
+    )
+    content = {
+        "stages": rows,
+        "path_of_4096_units_seconds": wide_layer(),
+        "compress_resnet_keep_seconds": whole,
+        "threads": 2,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    given.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in content.items() if k not in ("versions", "machine")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

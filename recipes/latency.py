@@ -1,0 +1,79 @@
+"""Does the measured latency of aligned networks follow their multiply-accumulates?
+
+    python recipes/latency.py CHECKPOINTS --out recipes/results/latency.json
+
+torchvision's resnet18 at 128 x 128 (random weights: speed does not depend on them) and the vgg test network
+(CHECKPOINTS/vgg.safetensors), each kept at half of the MACs with --align auto and with --align 1, in onnxruntime at
+batch 32 on one thread, interleaved with the original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import networks
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+import compressor
+from compressor.export.latency import compare_latency
+from compressor.export.onnx import export_onnx
+from compressor.recording import machine, versions
+from compressor.sources.data import load_data
+
+
+def row(name: str, model: nn.Module, parts: tuple[Any, Any, Any], example: Any) -> dict[str, Any]:
+    """Aligned and unaligned at half of the MACs against the original, in one interleaved comparison."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [export_onnx(model, example, Path(folder) / "original.onnx").path]
+        made = []
+        for align in ("auto", 1):
+            result = compressor.compress(model, *parts, keep="macs=0.5", align=align, max_drop=50.0)
+            record = result.record
+            paths.append(export_onnx(result.model, example, Path(folder) / f"align_{align}.onnx").path)
+            shares = {key: record["compressed"][key] / record["original"][key] for key in ("params", "macs")}
+            kept = {group["name"]: len(group["kept"]) for group in record["groups"] if group["frozen"] is None}
+            made.append({"align": align, "block": record["align"]["block"], **shares, "kept": kept})
+        found = compare_latency(paths, batch=32, threads=1, seconds=90.0)
+    for entry, file in zip(made, found.files[1:], strict=True):
+        entry |= {
+            "latency": file.ratio,
+            "interval": list(file.interval),
+            "latency_over_macs": file.ratio / entry["macs"],
+        }
+    return {"network": name, "results": made, "comparison": found.as_dict()}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    data = load_data("fashion-mnist")
+    vgg = networks.vgg()
+    vgg.load_state_dict(load_file(given.checkpoints / "vgg.safetensors"))
+    some = (data.calibrate.take(range(2000)), data.tune.take(range(500)), data.judge.take(range(1000)))
+    example, _ = data.judge.batch(torch.arange(32))
+    rows = [row("vgg", vgg.eval(), some, example)]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(200, 3, 128, 128, generator=generator)
+    labels = torch.randint(0, 1000, (200,), generator=generator)
+    parts = (images[:120], labels[:120]), (images[120:150], labels[120:150]), (images[150:], labels[150:])
+    torch.manual_seed(0)
+    rows.append(row("resnet18", torchvision.models.resnet18(weights=None).eval(), parts, images[:32]))
+    given.out.write_text(json.dumps({"rows": rows, "versions": versions(), "machine": machine()}, indent=1) + "\n")
+    for entry in rows:
+        for made in entry["results"]:
+            print(entry["network"], {k: v for k, v in made.items() if k != "kept"})
+
+
+if __name__ == "__main__":
+    main()
