@@ -24,7 +24,8 @@ def strength(content: dict[str, Any]) -> str:
         low, high = verdict["interval"]
         shares = f"{100 * row['params']:.1f} % | {100 * row['macs']:.1f} %"
         losses = f"{lost['all']:.2f} | {lost['first']:.2f} | {lost['second']:.2f}"
-        judged = f"{verdict['value']} (allowed {verdict['allowed']:g}): {verdict['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        bounds = f"{verdict['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        judged = f"{verdict['value']} (allowed {verdict['allowed']:g}): {bounds}"
         wall = f"{row['seconds']['wall']:.0f}"
         lines.append(f"| {row['network']} | {asked} | {shares} | {losses} | {judged} | {wall} |")
     return "\n".join(lines)
