@@ -1,4 +1,4 @@
-"""Commands that compress nothing: analyze, inspect, export again, doctor."""
+"""Commands that need no data: inspect, export again, doctor."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
-from compressor import pipeline
-from compressor.deliver import RECORD, REPORT
 from compressor.errors import UsageError
-from compressor.export.bundle import load_bundle
-from compressor.export.files import claim_folder, write_json
-from compressor.options import Options
-from compressor.recording import assemble, machine, versions
-from compressor.report.html import write_html
-from compressor.report.record import Record, read_record, validate
-from compressor.sources.data import load_data
+from compressor.export.files import write_json
+from compressor.recording import machine, random_inputs, versions
+from compressor.report.record import read_record
+from compressor.sources.checkpoint import file_sha256
 from compressor.sources.models import LoadedModel, load_model
-from compressor.stages import Report, silent
+from compressor.stages import floating
 from compressor.units.check import checked
 from compressor.units.inspect import describe
 from compressor.units.trace import trace
+from compressor.verification import ONNX, RECORD, open_bundle
+
+EXPORT_BATCH = 8
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -49,51 +48,39 @@ def inspect_model(spec: str, shape: str | None = None, checkpoint: str | None = 
     """Units, groups and reasons of a model, proven by dry runs on random inputs of its shape."""
     if checkpoint is None and spec.startswith("torchvision:") and "weights=" not in spec:
         spec += "&weights=none" if "?" in spec else "?weights=none"  # the layout does not depend on the weights
-    loaded = load_model(spec, checkpoint, load_bundle=lambda path: load_bundle(path))
+    loaded = load_model(spec, checkpoint, load_bundle=open_bundle)
     inputs = _example(loaded, shape, spec)
     graph = checked(loaded.model, trace(loaded.model, inputs), inputs)
     return {"model": spec, "input": list(inputs.shape[1:]), **describe(graph)}
 
 
-def analyze_into(
-    model: str, data: str, out: str, options: Options, checkpoint: str | None = None, command: str | None = None,
-    resume: bool = False, force: bool = False, report: Report = silent,
-) -> Record:  # fmt: skip
-    """Analyze a model on data; writes `record.json` and `report.html` into the folder `out`."""
-    with claim_folder(out, resume=resume, force=force) as claim:
-        report("load", 0.0)
-        parts = load_data(data, seed=options.seed)
-        loaded = load_model(model, checkpoint, seed=options.seed, load_bundle=lambda path: load_bundle(path))
-        outcome = pipeline.analyze(loaded.model, parts, options, report)
-        name = model.rpartition(":")[2]
-        record = assemble(outcome, parts, options, name=name, source=loaded.source.as_dict(), command=command)
-        validate(record)
-        if not claim.fresh and force:
-            claim.clear()
-        write_html(record, claim.path / REPORT)
-        write_json(claim.path / RECORD, record)
-    return read_record(Path(out) / RECORD)
-
-
 def export_bundle(folder: Path, shape: str | None = None) -> dict[str, Any]:
-    """Write `model.onnx` of a bundle again."""
+    """Write `model.onnx` of a bundle again, and its sha256 into the record. Raises SourceError for no bundle."""
     from compressor.export.onnx import export_onnx
 
-    model = load_bundle(folder)
-    known = parse_shape(shape) if shape is not None else _shape_in(folder)
-    generator = torch.Generator().manual_seed(0)
-    return export_onnx(model, torch.randn(8, *known, generator=generator), folder / "model.onnx").as_dict()
+    model = open_bundle(folder)
+    spec = {"shape": list(parse_shape(shape)), "dtype": "float32"} if shape is not None else _input_in(folder)
+    dtype = floating(model)
+    inputs = pytree.tree_map(
+        lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, random_inputs(spec, EXPORT_BATCH)
+    )
+    made = export_onnx(model, inputs, folder / ONNX).as_dict()
+    if (folder / RECORD).is_file():
+        record = read_record(folder / RECORD).model_dump(mode="json")
+        record["files"] = {**record.get("files", {}), ONNX: file_sha256(folder / ONNX)}
+        write_json(folder / RECORD, record)
+    return made
 
 
-def _shape_in(folder: Path) -> tuple[int, ...]:
-    """The input shape that the run's record names."""
+def _input_in(folder: Path) -> Any:
+    """The inputs that the run's record describes."""
     record = folder / RECORD
-    shape = read_record(record).data.described.get("input_shape") if record.is_file() else None
-    if not isinstance(shape, list):
+    spec = read_record(record).data.described.get("input") if record.is_file() else None
+    if spec is None:
         raise UsageError(
             f"export '{folder}'", "no input shape in its record", "--input", "for example --input 3,224,224"
         )
-    return tuple(int(str(size)) for size in shape)
+    return spec
 
 
 def doctor_facts() -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from compressor import pipeline
@@ -19,6 +19,7 @@ from compressor.records import Verdict
 from compressor.sources.data import data_of
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent
+from compressor.verification import open_bundle, verify_bundle
 
 
 @dataclass
@@ -32,6 +33,11 @@ class Result:
     original: nn.Module
     data: Data
     outcome: Outcome
+    assembled: dict[str, Any] = field(init=False, repr=False)
+    """The record before anything is written; `save` adds what it exports and measures."""
+
+    def __post_init__(self) -> None:
+        self.assembled = copy.deepcopy(self.record)
 
     def save(
         self,
@@ -44,7 +50,9 @@ class Result:
     ) -> Path:
         """Write the bundle, the ONNX file (judged again), `record.json` and `report.html` into `folder`.
 
-        A failed verdict writes the record and the report only, unless `keep_failed`. Every file is replaced whole.
+        A failed verdict writes the record and the report only, unless `keep_failed`. An earlier result in the
+        folder is replaced, file by file; `record` becomes the record that was written. Without `source` (as
+        `compressor.sources.models.Source.as_dict` gives it) only `load(DIR, factory=...)` can read the bundle.
         Raises UsageError where nothing can be written.
         """
         return write(self, Path(folder), source=source, keep_failed=keep_failed, onnx=onnx, report=report)
@@ -95,19 +103,25 @@ def analyze(
     return assemble(outcome, data, options, name=type(model).__name__)
 
 
-def verify(folder: str | Path, data: Any, *, factory: Any = None, original: nn.Module | None = None) -> Verdict:
+def verify(
+    folder: str | Path,
+    data: Any,
+    *,
+    factory: Callable[..., nn.Module] | None = None,
+    original: nn.Module | None = None,
+) -> Verdict:
     """Judge a bundle again, on `data`, against its original; asks what its record asked (drop, confidence, metric).
 
-    `original` is the network with its trained weights; without it it is loaded from what the record names.
+    `original` is the network with its trained weights; without it it is loaded from what the record names. Raises
+    SourceError where that, or a file of the bundle, is not what it was.
     """
-    from compressor.verification import verify_bundle
-
     return verify_bundle(Path(folder), data, factory=factory, original=original).verdict
 
 
-def load(folder: str | Path, factory: Any = None) -> nn.Module:
-    """The compressed network of a bundle, in eval mode; see `export.bundle.load_bundle`."""
-    from compressor.export.bundle import load_bundle
+def load(folder: str | Path, factory: Callable[..., nn.Module] | None = None) -> nn.Module:
+    """The compressed network of a bundle, in eval mode on the CPU; nothing in it is unpickled.
 
-    with torch.no_grad():
-        return load_bundle(Path(folder), factory=factory)
+    `factory` builds the original's architecture where its source cannot be found, or where the network was handed
+    over in Python. Raises SourceError for a damaged bundle, or one that does not fit what the factory builds.
+    """
+    return open_bundle(folder, factory)

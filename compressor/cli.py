@@ -1,12 +1,20 @@
-"""The command line: every command is a few lines around a library call."""
+"""The command line: every command is a few lines around a library call.
+
+Standard output is for results only; progress and messages go to standard error.
+"""
 
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,10 +22,15 @@ from rich.console import Console
 from compressor.errors import CompressorError, UsageError
 
 app = typer.Typer(
-    name="compressor", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="compressor", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="Makes a trained network smaller by folding away units it does not need, and judges the result.",
 )  # fmt: skip
 EXIT = {"passed": 0, "failed": 1, "undecided": 4}
+_given: list[str] = []
+"""The command line that `main` was called with, for the record."""
+FAULT = 70
+"""Exit code of an error that is ours: 1 would say that a verdict failed."""
 
 Model = Annotated[
     str,
@@ -61,12 +74,13 @@ def _emit(plain: Any, view: Callable[[], Any], as_json: bool) -> None:
 def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> None:
     from compressor.jobs import run
     from compressor.progress import shown
-    from compressor.report.text import summary
+    from compressor.report.text import analyze_view, summary
 
     with shown(Console(stderr=True), as_json) as report:
         record = run(job, out, resume=resume, force=force, report=report)
     files = sorted(path.name for path in Path(out).iterdir() if path.is_file() and not path.name.startswith("."))
-    _emit(record.model_dump(mode="json"), lambda: summary(record, folder=out, files=files), as_json)
+    view = analyze_view if job.analyze else lambda record: summary(record, folder=out, files=files)
+    _emit(record.model_dump(mode="json"), lambda: view(record), as_json)
     value = "passed" if record.verdict is None or record.nothing_to_do else record.verdict.value
     raise typer.Exit(EXIT[value])
 
@@ -81,26 +95,24 @@ def compress(
     """Make a network smaller, judge it, and write the bundle, the ONNX file and the report."""
     from compressor.jobs import Job
     from compressor.options import Options, parse_align, parse_keep
-    from compressor.recording import command_line
 
     options = Options(max_drop, confidence, parse_keep(keep), exact, parse_align(align), device, seed)
-    job = Job(model, data, options, checkpoint, command=command_line(), keep_failed=keep_failed)
+    job = Job(model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed)
     _run_job(job, out, resume, force, as_json)
 
 
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")],
-    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="output folder (default: the recipe's)")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="output folder (or the recipe's)")] = None,
     resume: Resume = False, force: Force = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run a recipe: train the network if it says so, compress it, judge it, export it."""
     from compressor.jobs import from_recipe
     from compressor.recipe import load_recipe
-    from compressor.recording import command_line
 
     content, base = load_recipe(recipe)
-    job = from_recipe(content, base, command_line())
+    job = from_recipe(content, base, _typed())
     _run_job(job, out or content.out or Path(recipe).stem, resume, force, as_json)
 
 
@@ -110,16 +122,11 @@ def analyze(
     resume: Resume = False, force: Force = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find removable and repeated units; nothing is changed."""
-    from compressor.analysis import analyze_into
+    from compressor.jobs import Job
     from compressor.options import Options
-    from compressor.progress import shown
-    from compressor.recording import command_line
-    from compressor.report.text import analyze_view
 
     options = Options(device=device, seed=seed)
-    with shown(Console(stderr=True), as_json) as report:
-        record = analyze_into(model, data, out, options, checkpoint, command_line(), resume, force, report)
-    _emit(record.model_dump(mode="json"), lambda: analyze_view(record), as_json)
+    _run_job(Job(model, data, options, checkpoint, command=_typed(), analyze=True), out, resume, force, as_json)
 
 
 @app.command()
@@ -135,17 +142,19 @@ def inspect(model: Model, shape: Shape = None, checkpoint: Checkpoint = None, as
 @app.command()
 def verify(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a bundle folder")], data: DataOption,
-    checkpoint: Checkpoint = None, seed: Seed = 0, as_json: Json = False,
+    checkpoint: Checkpoint = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="how DATA is cut (default: as in the run)")] = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Judge a bundle and its ONNX file against the original again, on the judge part of DATA."""
     from compressor.report.judged import verify_view
     from compressor.sources.data import load_data
-    from compressor.verification import verify_bundle
+    from compressor.verification import recorded, verify_bundle
 
-    found = verify_bundle(Path(folder), load_data(data, seed=seed).judge, checkpoint=checkpoint)
+    used = recorded(Path(folder)).seed if seed is None else seed
+    found = verify_bundle(Path(folder), load_data(data, seed=used).judge, checkpoint=checkpoint)
     _emit(found.as_dict(), lambda: verify_view(found.as_dict()), as_json)
-    worst = found.verdict if found.onnx_verdict is None or found.verdict.value != "passed" else found.onnx_verdict
-    raise typer.Exit(EXIT[worst.value])
+    raise typer.Exit(EXIT[found.worst.value])
 
 
 @app.command()
@@ -165,7 +174,7 @@ def export(
 
 @app.command()
 def bench(
-    files: Annotated[list[str], typer.Argument(metavar="A B ...", help="ONNX files or bundle folders; the first is the base")],
+    files: Annotated[list[str], typer.Argument(metavar="A B ...", help="ONNX files or bundles; the first is the base")],
     batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
     threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 10.0, as_json: Json = False,
@@ -189,17 +198,71 @@ def doctor(as_json: Json = False) -> None:
     _emit(facts, lambda: doctor_view(facts), as_json)
 
 
-def main() -> None:
-    """Entry point: errors become one message on standard error and an exit code."""
+class _Stopped(BaseException):
+    """A signal asked the process to end; no handler of ordinary errors may swallow it."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+        super().__init__(signal.Signals(number).name)
+
+
+_USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises for a wrong command line."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors become one message on standard error and an exit code (0 to 4, see the README)."""
+    _given[:] = sys.argv[1:] if arguments is None else arguments
     try:
-        app()
+        with _stoppable():
+            code = app(list(_given), prog_name="compressor", standalone_mode=False)
+    except _Stopped as stopped:
+        again = "repeat the same command with --resume." if {"--out", "run"} & set(_given) else "repeat the command."
+        error = CompressorError("compressor", str(stopped), "time to finish", again)
+        _fail(error, "Stopped", f"stopped by {stopped}: {again}", stopped.exit_code)
     except CompressorError as error:
-        if "--json" in sys.argv[1:]:
-            plain = {"error": {"kind": type(error).__name__, "where": error.where, "got": error.got,
-                               "expected": error.expected, "next": error.next_step, "exit_code": error.exit_code}}  # fmt: skip
-            typer.echo(json.dumps(plain, indent=2))
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command with --resume goes on", err=True)
-        sys.exit(130)
+        _fail(error, type(error).__name__, f"error: {error}", error.exit_code)
+    except _USAGE as wrong:
+        error = UsageError("command line", wrong.format_message() or "no command", "a command and its options", _help())
+        _fail(error, "UsageError", f"error: {error}", error.exit_code)
+    except Exception as fault:  # noqa: BLE001 (ours: shown whole, and never with the exit code of a failed verdict)
+        error = CompressorError("compressor", repr(fault), "no fault of its own", "please report it with the command.")
+        _fail(error, "Fault", f"{traceback.format_exc()}\nThis is a fault of compressor: please report it.", FAULT)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: CompressorError, kind: str, words: str, code: int) -> NoReturn:
+    if "--json" in _given:
+        plain = {"kind": kind, "where": error.where, "got": error.got, "expected": error.expected,
+                 "next": error.next_step, "exit_code": code}  # fmt: skip
+        typer.echo(json.dumps({"error": plain}, indent=2))
+    typer.echo(words, err=True)
+    sys.exit(code)
+
+
+def _help() -> str:
+    commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    return " ".join(["see `compressor", *[word for word in _given[:1] if word in commands], "--help`."])
+
+
+def _typed() -> str:
+    """The command as typed, without the path of the program."""
+    return shlex.join(["compressor", *_given])
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM unwind the stack, so that folders are given back and half-written files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: Any) -> None:
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

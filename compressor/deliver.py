@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,25 +11,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compressor.errors import ModelError, SourceError
+from compressor.errors import ModelError, SourceError, UsageError
 from compressor.export.bundle import save_bundle
-from compressor.export.files import scratch_folder, write_json
+from compressor.export.files import OUTPUTS, scratch_folder, write_json
 from compressor.export.latency import compare_latency
 from compressor.export.onnx import export_onnx
 from compressor.export.session import OnnxModel
-from compressor.records import Verdict
 from compressor.report.html import write_html
 from compressor.report.record import validate
-from compressor.stages import Report, floating
-from compressor.verify.accuracy import Outputs, outputs_of
-from compressor.verify.judge import judge, judge_outputs
+from compressor.stages import Report
+from compressor.verification import ONNX, RECORD, REPORT, hashes, rejudged
+from compressor.verify.accuracy import outputs_of
 
 if TYPE_CHECKING:
     from compressor.api import Result
 
-ONNX = "model.onnx"
-RECORD = "record.json"
-REPORT = "report.html"
 LATENCY_BATCH = 32
 LATENCY_SECONDS = 6.0
 
@@ -36,12 +33,15 @@ LATENCY_SECONDS = 6.0
 def write(
     result: Result, folder: Path, *, source: Mapping[str, Any] | None, keep_failed: bool, onnx: bool, report: Report
 ) -> Path:
-    """Write everything; the record comes last, so a folder with a record is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record, started = result.record, time.perf_counter()
+    """Write everything, in place of an earlier result; the record comes last: a folder with a record is complete.
+
+    `result.record` becomes the record that was written.
+    """
+    started = time.perf_counter()
+    _emptied(folder)
+    record = copy.deepcopy(result.assembled)
     record["options"]["keep_failed"] = keep_failed
-    failed = result.verdict is not None and result.verdict.value == "failed"
-    if failed and not keep_failed:
+    if result.verdict is not None and result.verdict.value == "failed" and not keep_failed:
         record["warnings"].append(
             "The verdict failed: nothing was exported (add --keep-failed to export all the same)."
         )
@@ -53,11 +53,31 @@ def write(
         if onnx:
             report("export", 0.3)
             _export(result, folder, record, report)
+    record["files"] = hashes(folder)
     record["seconds"]["export"] = round(time.perf_counter() - started, 3)
+    write_record(record, folder)
+    result.record = record
+    return folder
+
+
+def write_record(record: dict[str, Any], folder: Path) -> None:
+    """The report, then the record."""
     validate(record)
     write_html(record, folder / REPORT)
     write_json(folder / RECORD, record)
-    return folder
+
+
+def _emptied(folder: Path) -> None:
+    """Make the folder, without files of an earlier result (the record goes first). UsageError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (RECORD, *OUTPUTS):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"output folder '{folder}'", error.strerror or str(error), "a folder that can be written",
+            "check its permissions, or choose another folder.",
+        ) from None  # fmt: skip
 
 
 def anonymous(model: nn.Module) -> dict[str, Any]:
@@ -93,21 +113,12 @@ def _judge_file(result: Result, path: Path, record: dict[str, Any]) -> None:
         return
     samples = result.data.judge
     after = outputs_of(OnnxModel(path, threads=torch.get_num_threads()), samples, check=False)
-    again = rejudged(before, after, verdict, floating(result.model))
+    again = rejudged(before, after, verdict, file=True)
     record["onnx_verdict"] = again.as_dict()
     if again.value != verdict.value:
         record["warnings"].append(
             f"The ONNX file's verdict is '{again.value}', the network's is '{verdict.value}': deploy with care."
         )
-
-
-def rejudged(before: Outputs, after: Outputs, verdict: Verdict, dtype: torch.dtype) -> Verdict:
-    """The same question as `verdict`, asked of other outputs."""
-    if verdict.metric == "outputs":
-        tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else None  # files are float32
-        return judge_outputs(before, after, tolerance)
-    metric: Any = verdict.metric
-    return judge(before, after, before.labels, allowed=verdict.allowed, confidence=verdict.confidence, metric=metric)
 
 
 def _time(result: Result, inputs: Any, folder: Path, record: dict[str, Any]) -> None:
@@ -116,7 +127,7 @@ def _time(result: Result, inputs: Any, folder: Path, record: dict[str, Any]) -> 
         try:
             base = export_onnx(result.original, inputs, scratch / "original.onnx")
             compared = compare_latency(
-                [base.path, folder / ONNX], batch=min(LATENCY_BATCH, 32), threads=1, seconds=LATENCY_SECONDS
+                [base.path, folder / ONNX], batch=LATENCY_BATCH, threads=1, seconds=LATENCY_SECONDS
             )
         except (ModelError, SourceError) as error:
             record["warnings"].append(f"Latency was not measured: {error}")

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from compressor import pipeline
 from compressor.api import finished
-from compressor.deliver import RECORD
-from compressor.errors import DataError, UsageError
-from compressor.export.bundle import load_bundle
-from compressor.export.files import Claim, claim_folder, replacing, to_json
-from compressor.options import Options, parse_align, parse_keep
+from compressor.deliver import write_record
+from compressor.errors import CompressorError, DataError, UsageError
+from compressor.export.files import OUTPUTS, Claim, claim_folder, replacing, to_json, write_text
+from compressor.options import Options, parse_keep
 from compressor.recipe import Recipe, resolved
+from compressor.recording import assemble
 from compressor.report.record import Record, read_record
+from compressor.sources.checkpoint import file_sha256
 from compressor.sources.data import Data, load_data
+from compressor.sources.factories import split_query
 from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.network import cache_folder
 from compressor.stages import Report, silent
 from compressor.training.loop import Progress, TrainOptions, train
-from compressor.verification import ORIGINAL
+from compressor.verification import ORIGINAL, RECORD, hashes, open_bundle
 from compressor.verify.uses import count_use
 
-REQUEST = "request.json"
+REQUEST = "request.txt"
+"""Holds the fingerprint of what was asked for, from the start of the work."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One compression as asked for on the command line or in a recipe."""
+    """One compression, or analysis, as asked for on the command line or in a recipe."""
 
     model: str
     data: str
@@ -39,25 +43,32 @@ class Job:
     checkpoint: str | None = None
     train: TrainOptions | None = None
     base: Path | None = None
-    name: str | None = None
     command: str | None = None
     recipe: dict[str, Any] | None = None
     keep_failed: bool = False
     onnx: bool = True
-    extra: dict[str, Any] = field(default_factory=dict)
+    analyze: bool = False
 
     @property
     def fingerprint(self) -> str:
-        """Identifies what is asked for; a folder is only resumed for the same request."""
+        """Identifies what is asked for, with the contents of files; a folder is only resumed for the same request."""
+        base = self.base or Path.cwd()
         asked = {
             "model": self.model,
             "data": self.data,
+            "files": [_content(spec, base) for spec in (self.model, self.data, self.checkpoint) if spec is not None],
             "options": self.options.as_dict(),
-            "checkpoint": self.checkpoint,
             "train": None if self.train is None else str(self.train),
             "keep_failed": self.keep_failed,
+            "onnx": self.onnx,
+            "analyze": self.analyze,
         }
         return hashlib.sha256(to_json(asked).encode()).hexdigest()
+
+    @property
+    def weights(self) -> Path | None:
+        """The checkpoint's absolute path."""
+        return None if self.checkpoint is None else ((self.base or Path.cwd()) / Path(self.checkpoint).expanduser())
 
 
 def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any) -> Job:
@@ -72,7 +83,7 @@ def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any)
         recipe.model_spec,
         recipe.data_spec,
         replace(options, **changes),
-        recipe.checkpoint if recipe.checkpoint is None else str((base / recipe.checkpoint).resolve()),
+        recipe.checkpoint,
         None if recipe.train is None else recipe.train.options(),
         base,
         command=command,
@@ -83,71 +94,123 @@ def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any)
 def run(job: Job, out: str | Path, *, resume: bool = False, force: bool = False, report: Report = silent) -> Record:
     """Do the job into the folder `out` and return the record that was written.
 
-    A finished folder of the same request is returned as it is with `resume`; a half-done one goes on with what is
-    there (the trained network). Raises CompressorErrors before anything in the folder is replaced.
+    With `resume` a finished folder of the same request is returned as it is, a half-done one goes on with what is
+    there (the trained network). With `force` an earlier result goes once model and data have been read. Raises
+    CompressorErrors; a folder then holds no network and no record of this job.
     """
     claim = claim_folder(out, resume=resume, force=force)
     try:
-        if resume:
-            done = _finished(claim, job)
-            if done is not None:
-                return done
-        return _run(job, claim, report)
+        done = _finished(claim, job) if resume else None
+        return done if done is not None else _run(job, claim, report)
     finally:
         claim.release()
 
 
 def _finished(claim: Claim, job: Job) -> Record | None:
+    """The record of a finished run whose files are all as they were. UsageError for the work of another request."""
     request, record = claim.path / REQUEST, claim.path / RECORD
     if not request.is_file():
-        if not claim.fresh and record.is_file():
+        if any((claim.path / name).exists() for name in OUTPUTS):
             raise _other_request(claim.path)
         return None
     if request.read_text(encoding="utf-8").strip() != job.fingerprint:
         raise _other_request(claim.path)
-    return read_record(record) if record.is_file() else None
+    if not record.is_file():
+        return None
+    found = read_record(record)
+    known = (found.model_extra or {}).get("files") or {}
+    return found if hashes(claim.path) == known else None
 
 
 def _other_request(path: Path) -> UsageError:
     return UsageError(
-        f"output folder '{path}'", "the work of another request", "the same command that began it",
+        f"output folder '{path}'",
+        "the work of another request",
+        "the same command, with the same files, that began it",
         "repeat that command with --resume, or use --force or another folder.",
-    )  # fmt: skip
+    )
 
 
 def _run(job: Job, claim: Claim, report: Report) -> Record:
-    from compressor.export.files import write_text
-
     report("load", 0.0)
+    _refuse_own_inputs(job, claim.path)
     data = load_data(job.data, seed=job.options.seed, base=job.base)
-    loaded = load_model(
-        job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=lambda path: load_bundle(path)
-    )
-    if not claim.fresh and not (claim.path / REQUEST).is_file():
-        claim.clear()
-    elif (claim.path / REQUEST).is_file() and (claim.path / REQUEST).read_text().strip() != job.fingerprint:
-        claim.clear((*CLEARED, ORIGINAL, REQUEST))
+    loaded = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
+    same = (claim.path / REQUEST).is_file() and (claim.path / REQUEST).read_text().strip() == job.fingerprint
+    claim.clear((RECORD, *OUTPUTS) if same else (RECORD, *OUTPUTS, ORIGINAL))
     write_text(claim.path / REQUEST, job.fingerprint + "\n")
-    model = _trained(job, loaded, data, claim.path, report)
+    try:
+        model = _trained(job, loaded, data, claim.path, report)
+        if job.analyze:
+            return _analyzed(job, loaded, data, claim.path, report)
+        return _compressed(job, loaded, model, data, claim.path, report)
+    except CompressorError:
+        claim.clear((RECORD, *OUTPUTS))
+        if not (claim.path / ORIGINAL).is_file():
+            claim.clear((REQUEST,))
+        raise
+
+
+def _refuse_own_inputs(job: Job, folder: Path) -> None:
+    """A bundle, or a checkpoint, that the result would replace: `verify` could not judge it again."""
+    place = folder.resolve()
+    source = ((job.base or Path.cwd()) / Path(split_query(job.model)[0]).expanduser()).resolve()
+    weights = job.weights
+    inside = weights is not None and weights.resolve().parent == place and weights.name in (*OUTPUTS, ORIGINAL)
+    if source == place or inside:
+        raise UsageError(
+            f"output folder '{folder}'", "the folder that the network is read from", "another folder", "change --out."
+        )
+
+
+def _compressed(
+    job: Job, loaded: LoadedModel, model: torch.nn.Module, data: Data, folder: Path, report: Report
+) -> Record:
+    source = loaded.source.as_dict()
     result = finished(
-        model, data, job.options, report=report, name=job.name or _short_name(job.model),
-        source=loaded.source.as_dict(), command=job.command, recipe=job.recipe,
+        model, data, job.options, report=report, name=_short_name(job.model), source=source, command=job.command,
+        recipe=job.recipe,
     )  # fmt: skip
-    if job.checkpoint is not None:
-        result.record["options"]["checkpoint"] = str(job.checkpoint)
+    about = result.assembled
+    _note_checkpoint(about, job, loaded)
     if not job.options.exact:
-        result.record["judge_uses"] = count_use(cache_folder() / "judge_uses.json", data.judge.fingerprint)
+        about["judge_uses"] = count_use(cache_folder() / "judge_uses.json", data.judge.fingerprint)
+    result.save(folder, source=source, keep_failed=job.keep_failed, onnx=job.onnx, report=report)
+    return read_record(folder / RECORD)
+
+
+def _analyzed(job: Job, loaded: LoadedModel, data: Data, folder: Path, report: Report) -> Record:
+    outcome = pipeline.analyze(loaded.model, data, job.options, report)
+    record = assemble(
+        outcome, data, job.options, name=_short_name(job.model), source=loaded.source.as_dict(), command=job.command
+    )
+    _note_checkpoint(record, job, loaded)
+    write_record(record, folder)
+    return read_record(folder / RECORD)
+
+
+def _note_checkpoint(record: dict[str, Any], job: Job, loaded: LoadedModel) -> None:
+    if job.weights is not None:
+        record["options"]["checkpoint"] = str(job.weights.resolve())
+        record["options"]["checkpoint_sha256"] = loaded.checkpoint_sha256
     if not loaded.trained and job.train is None:
-        result.record["warnings"].append("The network has no trained weights: figures say nothing about a trained one.")
-    result.save(claim.path, source=loaded.source.as_dict(), keep_failed=job.keep_failed, onnx=job.onnx, report=report)
-    return read_record(claim.path / RECORD)
-
-
-CLEARED = ("model.safetensors", "manifest.json", "model.onnx", "record.json", "report.html")
+        record["warnings"].append("The network has no trained weights: figures say nothing about a trained one.")
 
 
 def _short_name(spec: str) -> str:
-    return spec.rpartition(":")[2].partition("?")[0] or spec
+    head = split_query(spec)[0].rstrip("/")
+    return head.rpartition(":")[2].rpartition("/")[2] or spec
+
+
+def _content(spec: str, base: Path) -> str | None:
+    """sha256 of the file behind a spec: Python file, checkpoint, or manifest (which has that of a bundle's weights)."""
+    head = spec.partition("?")[0]
+    for place in (head, head.rpartition(":")[0]):
+        path = base / Path(place).expanduser()
+        for file in (path, path / "manifest.json"):
+            if place and file.is_file():
+                return file_sha256(file)
+    return None
 
 
 def _trained(job: Job, loaded: LoadedModel, data: Data, folder: Path, report: Report) -> torch.nn.Module:
@@ -155,24 +218,20 @@ def _trained(job: Job, loaded: LoadedModel, data: Data, folder: Path, report: Re
     if job.train is None or job.checkpoint is not None:
         return loaded.model
     kept = folder / ORIGINAL
-    if kept.is_file():
-        loaded.model.load_state_dict(load_file(kept))
-        return loaded.model.eval()
-    if data.train is None:
-        raise DataError(
-            f"data '{job.data}'",
-            "no training part",
-            "a `train` part, as the recipe trains",
-            "add one, or a checkpoint.",
-        )
+    if not kept.is_file():
+        if data.train is None:
+            raise DataError(
+                f"data '{job.data}'",
+                "no training part",
+                "a `train` part, as the recipe trains",
+                "add one, or a checkpoint.",
+            )
 
-    def step(progress: Progress) -> None:
-        report("train", progress.done)
+        def step(progress: Progress) -> None:
+            report("train", progress.done)
 
-    model, _ = train(loaded.model, data.train, job.train, device="cpu", progress=step)
-    with replacing(kept) as partial:
-        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, partial)
-    return model.eval()
-
-
-__all__ = ["Job", "from_recipe", "parse_align", "run"]
+        made, _ = train(loaded.model, data.train, job.train, device="cpu", progress=step)
+        with replacing(kept) as partial:
+            save_file({name: t.detach().clone().contiguous() for name, t in made.state_dict().items()}, partial)
+    loaded.model.load_state_dict(load_file(kept))  # always from the file, so that resuming changes nothing
+    return loaded.model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,8 +26,11 @@ class Options:
             raise UsageError("--max-drop", f"{self.max_drop:g}", "points between 0 and 100", "for example 0.5")
         if not 0.5 <= self.confidence < 1:
             raise UsageError("--confidence", f"{self.confidence:g}", "at least 0.5 and below 1", "for example 0.95")
-        if self.align != "auto" and (not isinstance(self.align, int) or self.align < 1):
+        if self.align != "auto" and (type(self.align) is not int or self.align < 1):
             raise UsageError("--align", f"{self.align}", "`auto` or a whole number from 1", "1 switches it off")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise UsageError("--seed", f"{self.seed}", "a whole number from 0, below 2**32", "for example 0")
+        _check_device(self.device)
         if self.exact and self.keep is not None:
             raise UsageError(
                 "--exact with --keep",
@@ -42,23 +46,39 @@ class Options:
         return plain
 
 
+def _check_device(name: str) -> None:
+    """UsageError for a device that torch does not know, or that this machine does not have."""
+    import torch
+
+    if name == "auto" or re.fullmatch(r"cpu(:0)?", name):
+        return
+    there: list[str] = []
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there += ["mps", "mps:0"]
+    if name not in there:
+        raise UsageError("--device", f"{name!r}", f"one of {', '.join(['auto', 'cpu', *there])}", "`auto` picks one.")
+
+
 def parse_keep(text: str | tuple[str, float] | None) -> tuple[str, float] | None:
     """`params=0.35` or `macs=0.5` as a pair. Raises UsageError for anything else."""
     if text is None:
         return None
+    measure, share = "", -1.0
     if isinstance(text, str):
         measure, _, number = text.partition("=")
         try:
             share = float(number)
         except ValueError:
             share = -1.0
-    else:
+    elif isinstance(text, (tuple, list)) and len(text) == 2 and isinstance(text[1], (int, float)):
         measure, share = text
     if measure == "latency":
         raise UsageError("--keep", f"{text}", "params=... or macs=...", "keeping a latency comes in a later version")
     if measure not in ("params", "macs") or not 0 < share <= 1:
         raise UsageError("--keep", f"{text!r}", "params=SHARE or macs=SHARE, 0 < SHARE <= 1", "for example params=0.35")
-    return measure, share
+    return measure, float(share)
 
 
 def parse_align(text: str | int) -> int | Literal["auto"]:
@@ -67,5 +87,5 @@ def parse_align(text: str | int) -> int | Literal["auto"]:
         return "auto"
     try:
         return int(text)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UsageError("--align", f"{text!r}", "`auto` or a whole number from 1", "1 switches it off") from None

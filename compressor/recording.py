@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from compressor.options import Options
 from compressor.pipeline import Outcome
 from compressor.records import SCHEMA_VERSION
+from compressor.sources.samples import Samples
 from compressor.sources.splits import Data
 from compressor.stages import pick_device
 from compressor.units.inspect import describe
@@ -62,7 +62,7 @@ def assemble(
         "compressed": dict(outcome.size),
         "unaligned": outcome.unaligned,
         "nothing_to_do": outcome.nothing_to_do,
-        "verdict": None if outcome.verdict is None else outcome.verdict.as_dict(),
+        "verdict": _verdict(outcome),
         "onnx_verdict": None,
         "fidelity": outcome.fidelity,
         "findings": {key: summary[key] for key in ("units", *KINDS, "frozen")},
@@ -78,6 +78,7 @@ def assemble(
         },
         "search": outcome.search,
         "onnx": None,
+        "files": {},
         "align": outcome.align,
         "recover": None,
         "seconds": dict(outcome.seconds),
@@ -118,6 +119,8 @@ def _groups(outcome: Outcome, summary: Mapping[str, Any]) -> list[dict[str, Any]
 
 def _data(data: Data) -> dict[str, Any]:
     described = dict(data.described)
+    described["input"] = spec = input_spec(data.calibrate)
+    described["input_shape"] = spec["shape"] if _is_leaf(spec) else None
     parts = {"calibrate": data.calibrate, "tune": data.tune, "judge": data.judge}
     return {
         **{name: part.fingerprint for name, part in parts.items()},
@@ -126,8 +129,46 @@ def _data(data: Data) -> dict[str, Any]:
     }
 
 
-def command_line() -> str:
-    """The command as typed, without the path of the program."""
-    import shlex
+def input_spec(samples: Samples) -> Any:
+    """Shape (without the batch) and dtype of each tensor of one input, in the input's own lists and mappings."""
+    inputs, _ = samples.batch([0])
 
-    return shlex.join(["compressor", *sys.argv[1:]])
+    def spec(tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return {str(key): spec(leaf) for key, leaf in tree.items()}
+        if isinstance(tree, (tuple, list)):
+            return [spec(leaf) for leaf in tree]
+        return {"shape": list(tree.shape[1:]), "dtype": str(tree.dtype).removeprefix("torch.")}
+
+    return spec(inputs)
+
+
+def random_inputs(spec: Any, count: int, seed: int = 0) -> Any:
+    """Inputs of a recorded `input_spec`: `count` samples, normal numbers; zeros where they are whole numbers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def made(tree: Any) -> Any:
+        if isinstance(tree, list):
+            return tuple(made(leaf) for leaf in tree)
+        if not _is_leaf(tree):
+            return {key: made(leaf) for key, leaf in tree.items()}
+        dtype: torch.dtype = getattr(torch, tree["dtype"])
+        size = (count, *tree["shape"])
+        if not dtype.is_floating_point:
+            return torch.zeros(size, dtype=dtype)
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+    return made(spec)
+
+
+def _is_leaf(spec: Any) -> bool:
+    return isinstance(spec, dict) and set(spec) == {"shape", "dtype"} and isinstance(spec["dtype"], str)
+
+
+def _verdict(outcome: Outcome) -> dict[str, Any] | None:
+    if outcome.verdict is None:
+        return None
+    plain = outcome.verdict.as_dict()
+    if outcome.judged_on is not None:
+        plain["details"].setdefault("judged", outcome.judged_on.judged)
+    return plain

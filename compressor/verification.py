@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from compressor.errors import SourceError
 from compressor.export.bundle import load_bundle
+from compressor.export.manifest import MANIFEST, WEIGHTS, read_manifest
 from compressor.export.session import OnnxModel
 from compressor.records import Verdict
-from compressor.report.record import Record, read_record
+from compressor.report.record import Record, VerdictPart, read_record
+from compressor.sources.checkpoint import file_sha256
 from compressor.sources.models import load_model
 from compressor.sources.samples import Samples, as_samples
-from compressor.verify.accuracy import outputs_of
+from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.judge import judge, judge_outputs
 
+ONNX = "model.onnx"
+RECORD = "record.json"
+REPORT = "report.html"
 ORIGINAL = "original.safetensors"
 """Where a run that trained its network keeps the original's weights."""
+HASHED = (WEIGHTS, MANIFEST, ONNX, ORIGINAL)
+"""Files whose sha256 the record holds."""
+FILE_TOLERANCE = 1e-4
+"""Output change of an ONNX file, relative to the spread over samples, that its float32 arithmetic explains."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +40,53 @@ class Verification:
     verdict: Verdict
     onnx_verdict: Verdict | None
     samples: int
+    files: tuple[str, ...] = ()
+    """Those that were compared with the record and are unchanged."""
+    same_data: bool = False
+    """Whether these are the very samples that judged the run."""
+
+    @property
+    def worst(self) -> Verdict:
+        """The network's verdict, or the ONNX file's where only the network passes."""
+        return self.verdict if self.onnx_verdict is None or self.verdict.value != "passed" else self.onnx_verdict
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         onnx = None if self.onnx_verdict is None else self.onnx_verdict.as_dict()
-        return {"verdict": self.verdict.as_dict(), "onnx_verdict": onnx, "samples": self.samples}
+        return {
+            "verdict": self.verdict.as_dict(), "onnx_verdict": onnx, "samples": self.samples,
+            "files_unchanged": list(self.files), "same_judge_data": self.same_data,
+        }  # fmt: skip
 
 
-def original_of(folder: Path, record: Record, checkpoint: str | Path | None, base: Path | None = None) -> nn.Module:
-    """The original network with its weights, from what the record names. Raises SourceError where it cannot be had."""
-    spec = str(record.source.get("spec") or "")
-    if not spec or record.source.get("kind") == "object":
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of each file of HASHED that is in the folder."""
+    return {name: file_sha256(folder / name) for name in HASHED if (folder / name).is_file()}
+
+
+def open_bundle(folder: str | Path, factory: Callable[..., nn.Module] | None = None) -> nn.Module:
+    """The compressed network of a bundle, in eval mode; see `export.bundle.load_bundle`.
+
+    SourceError where its network was handed over in Python, so that only `factory` can build it again.
+    """
+    folder = Path(folder)
+    source = read_manifest(folder).source
+    if factory is None and source.get("kind") == "object":
         raise SourceError(
-            f"original of '{folder}'", "a network that was handed over in Python", "a source that can be loaded",
-            "use compressor.verify(DIR, data, original=model) from Python.",
-        )  # fmt: skip
-    own = folder / ORIGINAL
-    weights = checkpoint or record.options.get("checkpoint") or (own if own.is_file() else None)
-    return load_model(spec, None if weights is None else str(weights), base=base, seed=record.seed).model
+            f"bundle '{folder}'",
+            f"a network that was handed over in Python ({source.get('spec')})",
+            "the function that builds the original network",
+            "call compressor.load(DIR, factory=callable), or compress `file.py:factory` to need none.",
+        )
+    return load_bundle(folder, factory=factory)
+
+
+def rejudged(before: Outputs, after: Outputs, asked: Verdict | VerdictPart, file: bool = False) -> Verdict:
+    """The question that `asked` answered, asked of other outputs; `file` for those of an ONNX file."""
+    if asked.metric == "outputs":
+        return judge_outputs(before, after, FILE_TOLERANCE if file and before.dtype.itemsize > 2 else None)
+    metric: Any = asked.metric if before.labels is not None else "agreement"
+    return judge(before, after, before.labels, allowed=asked.allowed, confidence=asked.confidence, metric=metric)
 
 
 def verify_bundle(
@@ -57,24 +96,84 @@ def verify_bundle(
     factory: Callable[..., nn.Module] | None = None,
     original: nn.Module | None = None,
     checkpoint: str | Path | None = None,
-    base: Path | None = None,
 ) -> Verification:
-    """Judge the bundle in `folder` on all of `data` (anything `as_samples` takes)."""
-    record = read_record(folder / "record.json")
+    """Judge the bundle in `folder` on all of `data` (anything `as_samples` takes), as its record asked.
+
+    Raises SourceError where files are not those of the record, or the original cannot be had.
+    """
+    record = recorded(folder)
     if record.verdict is None:
         raise SourceError(f"record of '{folder}'", "no verdict", "the record of a compression", "name its folder.")
+    unchanged = _refuse_changed_files(folder, record)
+    small = open_bundle(folder, factory)
     samples: Samples = as_samples(data, "judge data")
-    small = load_bundle(folder, factory=factory)
-    whole = original if original is not None else original_of(folder, record, checkpoint, base)
+    whole = original if original is not None else original_of(folder, record, checkpoint)
     before = outputs_of(whole, samples)
+    verdict = rejudged(before, outputs_of(small, samples, check=False), record.verdict)
+    onnx = None
+    if (folder / ONNX).is_file():
+        file = OnnxModel(folder / ONNX, threads=torch.get_num_threads())
+        onnx = rejudged(before, outputs_of(file, samples, check=False), record.verdict, file=True)
+    return Verification(verdict, onnx, len(samples), unchanged, samples.fingerprint == record.data.judge)
 
-    def ask(network: Any) -> Verdict:
-        after = outputs_of(network, samples, check=False)
-        if record.verdict is not None and record.verdict.metric == "outputs":
-            return judge_outputs(before, after, 1e-4 if isinstance(network, OnnxModel) else None)
-        asked: Any = record.verdict
-        metric = "agreement" if before.labels is None else "accuracy"
-        return judge(before, after, before.labels, allowed=asked.allowed, confidence=asked.confidence, metric=metric)
 
-    file = folder / "model.onnx"
-    return Verification(ask(small), ask(OnnxModel(file)) if file.is_file() else None, len(samples))
+def recorded(folder: Path) -> Record:
+    """The record of a bundle folder. SourceError where there is none, or nothing was exported."""
+    if not (folder / RECORD).is_file():
+        got = "no record.json" if folder.is_dir() else "no such folder"
+        raise SourceError(f"bundle '{folder}'", got, "a folder that `compressor compress` wrote", "check the path.")
+    record = read_record(folder / RECORD)
+    if not (folder / MANIFEST).is_file():
+        raise SourceError(
+            f"bundle '{folder}'", "a record, but no network (nothing was exported)", "an exported bundle",
+            "repeat the run with --force --keep-failed to export a network whose verdict failed.",
+        )  # fmt: skip
+    return record
+
+
+def original_of(folder: Path, record: Record, checkpoint: str | Path | None = None) -> nn.Module:
+    """The original network with its weights, from what the record names; works from any directory.
+
+    Raises SourceError where it cannot be had, or is another one than was compressed.
+    """
+    if record.source.get("kind") == "object" or not record.source.get("spec"):
+        raise SourceError(
+            f"original of '{folder}'", "a network that was handed over in Python", "a source that can be loaded",
+            "call compressor.verify(DIR, data, factory=callable, original=model) from Python.",
+        )  # fmt: skip
+    own, said = folder / ORIGINAL, record.options.get("checkpoint")
+    weights = Path(checkpoint or str(said)) if checkpoint or said else own if own.is_file() else None
+    known = record.options.get("checkpoint_sha256")
+    if weights is not None and weights != own and known is not None and weights.is_file():
+        found = file_sha256(weights)
+        if found != known:
+            raise SourceError(
+                f"checkpoint {weights}", f"sha256 {found[:12]}...", f"{str(known)[:12]}..., as when it was compressed",
+                "give the original's file with --checkpoint.",
+            )  # fmt: skip
+    return load_model(_anywhere(record.source), weights, seed=record.seed, load_bundle=open_bundle).model
+
+
+def _anywhere(source: Mapping[str, Any]) -> str:
+    """The source's spec with absolute paths, so that it is found from any directory."""
+    kind, place, name = source.get("kind"), source.get("place"), source.get("name")
+    if kind not in ("file", "package"):
+        return str(place if kind == "bundle" else source["spec"])
+    arguments = source.get("arguments")
+    pairs = "&".join(f"{key}={value}" for key, value in (arguments if isinstance(arguments, dict) else {}).items())
+    return f"{place}:{name}?{pairs}" if pairs else f"{place}:{name}"
+
+
+def _refuse_changed_files(folder: Path, record: Record) -> tuple[str, ...]:
+    known = (record.model_extra or {}).get("files") or {}
+    for name, sha256 in known.items():
+        path = folder / Path(name).name
+        found = file_sha256(path) if path.is_file() else None
+        if found != sha256:
+            raise SourceError(
+                f"'{path}'",
+                "no such file" if found is None else f"another file (sha256 {found[:12]}...)",
+                f"the file that was judged (sha256 {str(sha256)[:12]}...)",
+                "restore it, or repeat the run with --resume.",
+            )
+    return tuple(known)

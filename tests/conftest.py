@@ -5,4 +5,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+from runs import Terminal, project  # noqa: E402 (found by the path above)
+
+
+@pytest.fixture
+def terminal(capfd: pytest.CaptureFixture[str]) -> Terminal:
+    """The command line, called in this process."""
+    return Terminal(capfd)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a small project in it, a cache of its own, and short timings."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("compressor.deliver.LATENCY_SECONDS", 0.1)
+    monkeypatch.chdir(project(tmp_path))
+    return tmp_path
