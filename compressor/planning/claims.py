@@ -46,6 +46,8 @@ class Claims:
     dependent: Tensor
     twin: Tensor
     """(M,) bool: copies whose weights are equal; these need not have varied at every tap."""
+    certain: Tensor
+    """(M,) bool: twins that are known to be wired alike, so that no sample needs to move them."""
     values: list[Tensor] = field(default_factory=list)
     factor: list[Tensor] = field(default_factory=list)
     shift: list[Tensor] = field(default_factory=list)
@@ -86,7 +88,8 @@ def find_claims(
     of = of[of]  # a twin of a copy is a copy
     copy = torch.nonzero(of != own)[:, 0]
     none = torch.tensor([], dtype=torch.long)
-    claims = Claims(spots, torch.nonzero(constant)[:, 0], copy, of[copy], none, twin[copy])
+    certain = torch.zeros_like(copy, dtype=torch.bool)
+    claims = Claims(spots, torch.nonzero(constant)[:, 0], copy, of[copy], none, twin[copy], certain)
     claims.values = [value[claims.constant] for value in values]
     for tap in taps:
         factor = torch.where(claims.twin & ~tap.active[copy], 1.0, factors(tap, copy, claims.of))
@@ -101,10 +104,9 @@ def find_claims(
 def _twins(taps: list[Columns], usable: Tensor, twins: Tensor, tolerance: float) -> Tensor:
     """(U,) the first unit with equal weights that reads alike on all rows, or the unit itself."""
     of = torch.arange(len(usable))
-    varied = usable & torch.stack([tap.active for tap in taps]).any(0)
     _, numbers, counts = torch.unique(twins, return_inverse=True, return_counts=True)
     for number in torch.nonzero(counts > 1)[:, 0].tolist():
-        members = torch.nonzero((numbers == number) & varied)[:, 0]
+        members = torch.nonzero((numbers == number) & usable)[:, 0]
         if len(members) < 2:
             continue
         same = torch.ones(len(members), dtype=torch.bool)
@@ -203,7 +205,8 @@ class Judge:
         units = len(c.spots[0].present)
         good = torch.zeros(units, dtype=torch.bool)
         held = torch.ones(len(c.copy) + len(c.dependent), dtype=torch.bool)
-        seen, somewhere = held.clone(), ~held
+        seen = held.clone()
+        somewhere = torch.cat([c.certain, torch.zeros(len(c.dependent), dtype=torch.bool)])
         alike = torch.cat([c.twin, torch.zeros(len(c.dependent), dtype=torch.bool)])
         still = torch.ones(len(c.constant), dtype=torch.bool)
         allowed = TOLERANCE[dtype]

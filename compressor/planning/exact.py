@@ -29,6 +29,7 @@ from compressor.planning.claims import (
 )
 from compressor.planning.fresh import batched, fresh_inputs, sample_count, taken
 from compressor.planning.reading import RowStore, spots, visit_taps
+from compressor.planning.transplant import wired_alike
 from compressor.records import Finding
 from compressor.units.graph import Group, UnitGraph
 from compressor.units.trace import recorded_pair
@@ -173,11 +174,13 @@ class _Search:
         fit = self._part(self.first, fit_size, 1)
         held = self._part(self.second, held_size, 2)
         store = self._collect(fit, per_sample)
-        claims, silent, few = {}, [], []
+        claims: dict[str, Claims] = {}
+        silent, few = [], []
         for group in self.groups:
             claims[group.name], quiet, dense = self._claims(group, store, held_size, per_sample)
-            silent += [Finding(group.name, unit, "silent", 0.0) for unit in quiet]
+            silent += [(group.name, unit) for unit in quiet]
             few += [] if dense else [group.name]
+        self._certify(claims, fit, store)
         del store
         good = self._judge({name: c for name, c in claims.items() if len(c)}, held)
         folds, findings = [], []
@@ -186,6 +189,8 @@ class _Search:
             findings += found
             folds += [fold] if fold is not None else []
         kept = {fold.group: fold.kept for fold in folds}
+        gone = {(fold.group, unit) for fold in folds for unit in fold.dropped}
+        silent = [Finding(name, unit, "silent", 0.0) for name, unit in silent if (name, unit) not in gone]
         sizes = (len(fit), self.judged)
         return ExactPlan(kept, tuple(folds), tuple(findings), tuple(silent), tuple(few), sizes)
 
@@ -261,6 +266,25 @@ class _Search:
         constant[claims.constant] = True
         quiet = torch.nonzero(~varied & ~useless & ~constant)[:, 0].tolist()
         return claims, quiet, dense
+
+    def _certify(self, claims: dict[str, Claims], fit: Part, store: RowStore) -> None:
+        """Prove for units with equal weights that they are wired alike: then no sample needs to move them."""
+        units: dict[str, tuple[Tensor, int]] = {}
+        for name, found in claims.items():
+            if not bool(found.twin.any()):
+                continue
+            spread = torch.stack([spot.rows(store.rows(spot.tap)).std(0) for spot in found.spots])
+            donor = int((spread / spread.amax(1, keepdim=True).clamp_min(1e-300)).amin(0).argmax())
+            twin = torch.cat([found.copy[found.twin], found.of[found.twin]]).unique()
+            units[name] = twin, donor
+        if not units:
+            return
+        alike = wired_alike(self.net, self.graph, self.layouts, units, self._watched(fit))
+        for name, (twin, _) in units.items():
+            found = claims[name]
+            proven = torch.zeros(len(found.spots[0].present), dtype=torch.bool)
+            proven[twin] = alike[name]
+            found.certain |= found.twin & proven[found.copy] & proven[found.of]
 
     def _judge(self, claims: dict[str, Claims], held: Part) -> dict[str, Tensor]:
         judges = {name: Judge(c, self.seed) for name, c in claims.items()}

@@ -218,3 +218,30 @@ def test_copies_silent_at_one_reader_go_only_if_their_weights_are_equal(equal: b
     small, plan = exact_compress(wide.model, trace(wide.model, x), x)
     assert removed(plan) == ({"a": 2} if equal else {})
     assert gap(wide.model, small, 100 * other_inputs(x)) < 1e-10
+
+
+class Unlike(nn.Module):
+    """Two halves of one layer that pass different activations: equal weights do not make copies there."""
+
+    def __init__(self, alike: bool) -> None:
+        super().__init__()
+        self.alike = alike
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        second = torch.relu(x[:, 4:]) if self.alike else torch.nn.functional.relu6(10 * x[:, 4:])
+        return self.b(torch.cat([torch.relu(x[:, :4]), second], 1))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_equal_weights_that_no_sample_moves_go_only_if_wired_alike(alike: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Unlike(alike).double(), torch.randn(50, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model.a.bias[1] = -50.0  # silent on every sample, not on every input
+        model.a.weight[6], model.a.bias[6] = model.a.weight[1], model.a.bias[1]
+    small, plan = exact_compress(model, trace(model, x), x)
+    assert removed(plan) == ({"a": 1} if alike else {})
+    assert len(plan.silent_on_sample) == (1 if alike else 2)
+    assert gap(model, small, 100 * other_inputs(x)) < 1e-10
