@@ -59,8 +59,11 @@ class Watcher:
 
 @contextmanager
 def watching(model: nn.Module, watchers: dict[str, Watcher]) -> Iterator[None]:
-    """Hooks on the consumers, eval mode, gradients for every parameter; all of it is taken back at the end."""
+    """Hooks on the consumers, eval mode, gradients for every parameter, a caller's autocast switched off; all of it is
+    taken back at the end.
+    """
     with ExitStack() as stack:
+        stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)
             module.training = False
