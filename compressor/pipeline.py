@@ -229,6 +229,9 @@ def _lossy(
             max_drop=options.max_drop,
             confidence=options.confidence,
         )
+    with timed(seconds, "certify"):
+        for candidate in candidates:
+            shop.certify(candidate.built.model, candidate.built.plan)
     _judge(outcome, work, candidates, builder.tried, before, data, options, report)
     return outcome
 

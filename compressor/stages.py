@@ -22,7 +22,7 @@ from compressor.sources.samples import Batch, Samples, batches
 from compressor.surgery.landing import Landing, landings
 from compressor.surgery.operate import operate
 from compressor.surgery.refit import Refit, bytes_per_chunk
-from compressor.units.check import checked
+from compressor.units.check import certify, checked
 from compressor.units.graph import UnitGraph
 from compressor.units.program import Program, record
 from compressor.units.sizes import Sizes
@@ -149,6 +149,23 @@ class Workshop:
         program, chunks = self._chunks()
         run = Refit(self.model, small, self.graph, plan.kept, chunks, RIDGE, self.seed, program)
         return run.run(lambda done: report("refit", done)).eval()
+
+    def certify(self, small: nn.Module, plan: Plan) -> None:
+        """Prove on the network that was built that its units are the ones the plan keeps, position by position.
+
+        Raises ModelError naming the first group that does not match: no such network may be judged or exported.
+        """
+        example = next(_batches(self.model, self.calibrate, 2))
+        inputs = pytree.tree_map(lambda t: t.cpu(), example.inputs)
+        wrong = certify(self.model, copy.deepcopy(small).cpu(), self.graph, plan.kept, inputs)
+        if wrong:
+            name, why = next(iter(wrong.items()))
+            raise ModelError(
+                f"group '{name}' after the cut",
+                why,
+                "the units that the plan keeps",
+                "report this model; nothing was written",
+            )
 
     def _chunks(self) -> tuple[Program, list[Any]]:
         """Inputs for the lock-step run, in equal chunks: as many as the fits need and the memory budget holds.
