@@ -157,13 +157,15 @@ class TapState:
         self._place()
 
 
-def eliminate(taps: list[TapState], group_of: Tensor, worth: Tensor | None = None) -> tuple[list[int], list[float]]:
+def eliminate(
+    taps: list[TapState], group_of: Tensor | np.ndarray, worth: Tensor | None = None
+) -> tuple[list[int], list[float]]:
     """Order in which the units of one cluster are dropped, and the predicted loss (nats) that each drop adds.
 
     `group_of` (units,) gives each unit's group: the last unit of a group is never dropped. `worth` (units,) is what
     dropping a unit saves; the cheapest loss per worth goes first. `taps` are used up. Deterministic.
     """
-    groups = group_of.cpu().numpy()
+    groups = np.asarray(group_of)
     left = np.bincount(groups, minlength=int(groups.max(initial=-1)) + 1)
     blocked = left[groups] <= 1
     scale = torch.ones(len(groups), dtype=torch.float64) if worth is None else worth.cpu().double().clamp_min(1e-12)

@@ -108,7 +108,7 @@ def find_path(
     """
     numbers = np.concatenate([group.units for group in cluster])
     local = {int(u): i for i, u in enumerate(numbers)}
-    group_of = torch.tensor([i for i, group in enumerate(cluster) for _ in group.units])
+    group_of = np.array([i for i, group in enumerate(cluster) for _ in group.units])
     states = []
     for tap in graph.taps:
         if tap.module in statistics.taps and any(int(u) in local for u in tap.units):
