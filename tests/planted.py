@@ -61,9 +61,7 @@ def split(
     for group in graph.groups:
         for unit, count in chosen.get(group.name, {}).items():
             clones[group.units[unit]] = count
-    factor = [
-        np.exp(generator.uniform(-1, 1, c)) if norms is not None and c > 1 else np.ones(c) for c in clones
-    ]
+    factor = [np.exp(generator.uniform(-1, 1, c)) if norms is not None and c > 1 else np.ones(c) for c in clones]
     ends = set((norms or {}).values())
     made: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
     for axis in graph.axes:
@@ -73,8 +71,11 @@ def split(
         gain = np.ones(len(index))
         owner, _, leaf = axis.tensor.rpartition(".")
         if axis.role == "consumes":
-            shares = [generator.dirichlet(np.full(c, 2.0)) for c in clones]
-            gain = _gains(axis.units, index, clone, [s / f for s, f in zip(shares, factor, strict=True)])
+            shares = [np.ones(1)] * graph.n_units
+            for unit in np.unique(axis.units[axis.units >= 0]).tolist():
+                if clones[unit] > 1:
+                    shares[unit] = generator.dirichlet(np.full(clones[unit], 2.0)) / factor[unit]
+            gain = _gains(axis.units, index, clone, shares)
         elif owner in ends and leaf in ("weight", "bias"):
             gain = _gains(axis.units, index, clone, factor)
         made.setdefault(axis.tensor, []).append((axis.axis, torch.from_numpy(index), torch.from_numpy(gain)))
@@ -100,9 +101,7 @@ def _repeated(units: np.ndarray, clones: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _gains(units: np.ndarray, index: np.ndarray, clone: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
-    return np.array(
-        [values[units[i]][k] if units[i] >= 0 else 1.0 for i, k in zip(index, clone, strict=True)]
-    )
+    return np.array([values[units[i]][k] if units[i] >= 0 else 1.0 for i, k in zip(index, clone, strict=True)])
 
 
 def _widen(model: nn.Module, name: str, changes: list[tuple[int, Tensor, Tensor]]) -> None:
