@@ -70,27 +70,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--networks", nargs="*", default=list(KEEP))
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     done = json.loads(given.out.read_text())["runs"] if given.out.is_file() else []
     data = load_data("fashion-mnist")
     whole = data.judge.batch(torch.arange(len(data.judge)))
     if whole[1] is None or not isinstance(whole[0], torch.Tensor):
         raise SystemExit("the test set has labels and one input")
-    for name in given.networks:
-        sizes = (KEEP[name], SMALLER[name])
-        for options in (*({"keep": f"params={size}"} for size in sizes), {"max_drop": 1.0}):
-            asked = {"align": 1, **options}
-            if any(row["network"] == name and row["options"] == asked for row in done):
-                continue
-            row = run(name, given.checkpoints, options, data, whole)
-            done.append(row)
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            content = {"runs": done, "versions": versions(), "machine": machine()}
-            given.out.write_text(json.dumps(content, indent=1) + "\n")
-            verdict = row["verdict"]["value"]
-            print(f"{name} {options}: {row['params']:.3f} of the parameters, lost {row['lost']}, {verdict}", flush=True)
+    asks = [(name, {"keep": f"params={KEEP[name]}"}) for name in given.networks]
+    asks += [(name, {"max_drop": 1.0}) for name in given.networks]
+    asks += [(name, {"keep": f"params={SMALLER[name]}"}) for name in given.networks]
+    for name, options in asks:
+        asked = {"align": 1, **options}
+        if any(row["network"] == name and row["options"] == asked for row in done):
+            continue
+        row = run(name, given.checkpoints, options, data, whole)
+        done.append(row)
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        content = {"runs": done, "versions": versions(), "machine": machine()}
+        given.out.write_text(json.dumps(content, indent=1) + "\n")
+        verdict = row["verdict"]["value"]
+        print(f"{name} {options}: {row['params']:.3f} of the parameters, lost {row['lost']}, {verdict}", flush=True)
 
 
 if __name__ == "__main__":
