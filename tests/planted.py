@@ -136,7 +136,7 @@ def awake(model: nn.Module, inputs: Any, seed: int = 0) -> nn.Module:
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
             norm.weight.copy_(0.5 + torch.rand(norm.weight.shape, generator=generator))
-            norm.bias.copy_(0.3 * torch.randn(norm.bias.shape, generator=generator))
+            norm.bias.copy_(0.6 * torch.rand(norm.bias.shape, generator=generator) - 0.3)
         handles = [norm.register_forward_pre_hook(settle) for norm in norms]
         args, kwargs = call_arguments(inputs)
         model.eval()(*args, **kwargs)
