@@ -80,7 +80,7 @@ def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> No
         record = run(job, out, resume=resume, force=force, report=report)
     files = sorted(path.name for path in Path(out).iterdir() if path.is_file() and not path.name.startswith("."))
     view = analyze_view if job.analyze else lambda record: summary(record, folder=out, files=files)
-    _emit(record.model_dump(mode="json"), lambda: view(record), as_json)
+    _emit(json.loads((Path(out) / "record.json").read_bytes()), lambda: view(record), as_json)
     value = "passed" if record.verdict is None or record.nothing_to_do else record.verdict.value
     raise typer.Exit(EXIT[value])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,15 +26,15 @@ from compressor.records import Finding, Plan, Verdict
 from compressor.sources.models import refuse_infinite_weights
 from compressor.sources.samples import Samples
 from compressor.sources.splits import Data, refuse_labels
-from compressor.stages import Report, Workshop, find_units, pick_device, silent, working_copy
+from compressor.stages import Report, Workshop, find_units, floating, pick_device, silent, working_copy
 from compressor.surgery.exact import exact_compress
 from compressor.units.cut import keep_mask
 from compressor.units.graph import UnitGraph
 from compressor.units.sizes import Sizes
 from compressor.verify import judge as judging
-from compressor.verify.accuracy import Outputs, hits, outputs_of
+from compressor.verify.accuracy import Outputs, class_scores, hits, outputs_of
 from compressor.verify.fidelity import fidelity
-from compressor.verify.judge_data import before_work, decidable, refuse_overlap, training_data_warning
+from compressor.verify.judge_data import before_work, refuse_overlap, training_data_warning
 
 
 @dataclass
@@ -91,6 +92,7 @@ def compress(model: nn.Module, data: Data, options: Options, report: Report = si
         _judge_plain(outcome, work, data, options)
     else:
         outcome = _lossy(model, work, graph, data, options, seconds, report)
+    outcome.model = _finished(copy.deepcopy(model) if outcome.model is model else outcome.model, model)
     seconds["total"] = round(time.perf_counter() - started, 3)
     outcome.seconds = seconds
     return outcome
@@ -124,9 +126,7 @@ def prepare(
         report("units", 0.0)
         graph = find_units(work, data.calibrate, options.seed)
     if graph.layers == 0:
-        raise ModelError(
-            "model", "no convolution or linear layer", "a network with layers that have units", "check the factory"
-        )
+        raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
     return work, graph
 
 
@@ -183,7 +183,7 @@ def _exact(
             model, graph, inputs, seed=options.seed, progress=lambda groups: report("exact", groups / len(graph.groups))
         )
     outcome = replace(_nothing(model, work, graph, None), model=small, mode="exact", plan=Plan(dict(certified.kept)))
-    outcome.found = list(certified.findings)
+    outcome.found = _complete(graph, [*certified.findings, *certified.silent_on_sample])
     outcome.size = _size(work, graph, certified.kept)
     if not certified.kept:
         outcome.nothing_to_do = "no unit is certified as surplus: the network is lean"
@@ -198,6 +198,13 @@ def _exact(
         outcome.fidelity = fidelity(before, after, before.labels).as_dict()
         outcome.judged_on = before
     return outcome
+
+
+def _complete(graph: UnitGraph, found: list[Finding]) -> list[Finding]:
+    """Findings for every unit of a live group: what nothing is certified of is needed."""
+    every = [(g.name, unit) for g in graph.groups if g.frozen is None for unit in range(len(g.units))]
+    left = set(every) - {(finding.group, finding.unit) for finding in found}
+    return found + [Finding(name, unit, "needed", 0.0) for name, unit in every if (name, unit) in left]
 
 
 def _lossy(
@@ -281,8 +288,8 @@ class _Builder:
 def compared(before: Outputs, after: Outputs) -> Tuned:
     """Losses and gains of `after` against `before`: by the labels, else by agreement."""
     if before.labels is None:
-        agree = before.logits.argmax(1) == after.logits.argmax(1)
-        return Tuned(int((~agree).sum()), 0, agree.numel())
+        same = hits(after.logits, class_scores(before.logits).argmax(1))
+        return Tuned(int((same < 1).sum()), 0, same.numel())
     old, new = hits(before.logits, before.labels), hits(after.logits, before.labels)
     return Tuned(int((old > new).sum()), int((new > old).sum()), old.numel())
 
@@ -297,13 +304,13 @@ def _judge(
     order = [made for made, _ in tried]
     with timed(outcome.seconds, "verdict"):
         report("verdict", 0.0)
-        judged = outputs_of(work, data.judge)
+        judged = outputs_of(_as_given(work, outcome.model), data.judge)
         _warn_of_training(outcome, judged, before)
         after: dict[int, Outputs] = {}
 
         def ask(made: _Made) -> Callable[[], Verdict]:
             def answer() -> Verdict:
-                after[id(made)] = outputs_of(made.model, data.judge, check=False)
+                after[id(made)] = outputs_of(_as_given(made.model, outcome.model), data.judge, check=False)
                 return _verdict(judged, after[id(made)], options)
 
             return answer
@@ -315,17 +322,29 @@ def _judge(
         outcome.search[order.index(candidate.built)]["judged"] = verdict.as_dict()
     chosen = ranked[selection.winner or 0].built
     outcome.search[order.index(chosen)]["selected"] = True
-    outcome.model = _finished(chosen.model, outcome.model)
+    outcome.model = chosen.model
+    if not chosen.plan.kept:
+        outcome.nothing_to_do = "every unit stays at the size that was asked for"
     outcome.plan, outcome.size, outcome.verdict = chosen.plan, chosen.size, selection.verdict
     outcome.fidelity = fidelity(judged, after[id(chosen)], judged.labels).as_dict()
     outcome.judged_on = judged
 
 
-def _finished(small: nn.Module, original: nn.Module) -> nn.Module:
-    """The result in the original's dtype, mode, grad flags and on its device."""
+def _as_given(network: nn.Module, original: nn.Module) -> nn.Module:
+    """What will be delivered: networks of half precision are worked on in float32 and judged in their own dtype."""
+    half = floating(original).itemsize < 4
+    return _finished(copy.deepcopy(network), original, next(network.parameters()).device) if half else network
+
+
+def _finished(small: nn.Module, original: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """The result in the original's dtypes and grad flags, on its device, in eval mode."""
     first = next(original.parameters())
-    small = small.to(first.device, first.dtype)
+    small = small.to(device or first.device)
+    dtypes = {name: t.dtype for name, t in [*original.named_parameters(), *original.named_buffers()]}
     flags = {name: p.requires_grad for name, p in original.named_parameters()}
+    for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtypes.get(name, first.dtype))
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(flags.get(name, True))
         parameter.grad = None
@@ -378,8 +397,3 @@ def _warn_of_training(outcome: Outcome, judged: Outputs, tuned: Outputs) -> None
     warning = training_data_warning(shares[0], len(judged.logits), shares[1], len(tuned.logits))
     if warning is not None:
         outcome.warnings.append(warning)
-
-
-def decidable_line(data: Data, options: Options) -> str:
-    """Before work starts: the smallest drop that this judge split can decide."""
-    return decidable(len(data.judge), options.confidence)

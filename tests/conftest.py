@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from runs import Terminal, project  # noqa: E402 (found by the path above)
+from runs import Terminal, project
 
 
 @pytest.fixture
@@ -25,3 +25,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("compressor.deliver.LATENCY_SECONDS", 0.1)
     monkeypatch.chdir(project(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles without an ONNX file: it takes most of a small run's time."""
+    monkeypatch.setattr("compressor.deliver._export", lambda *_: None)

@@ -1,0 +1,210 @@
+"""Folders: resumed, replaced, killed in the middle; the same request gives the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import results
+
+from compressor import jobs
+from compressor.errors import DataError, ModelError, SourceError, UsageError
+from compressor.jobs import Job, run
+from compressor.options import Options
+from compressor.recipe import load_recipe
+
+JOB = Job("net.py:net", "net.py:data", Options(5.0, keep=("params", 0.8), align=1), onnx=False)
+FILES = ["manifest.json", "model.safetensors", "record.json", "report.html", "request.txt"]
+RECIPE = """
+model: net.py:net
+data: net.py:trained
+train: {epochs: 1, batch: 250, lr: 0.02}
+compress: {max_drop: 5, keep: params=0.8, align: 1}
+"""
+TRAINED = """
+
+def trained():
+    return {"train": data(1000), "calibrate": inputs(400), "tune": take(400, 900), "judge": take(900, 1600)}
+"""
+
+
+def timeless(folder: Path) -> dict[str, Any]:
+    """The record without times, and without the count of uses."""
+    found = json.loads((folder / "record.json").read_text())
+    for key in ("seconds", "created", "judge_uses", "command"):
+        found.pop(key)
+    return found
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_the_same_request_gives_the_same_bytes(home: Path) -> None:
+    run(JOB, "one")
+    run(JOB, "two")
+    assert weights(home / "one") == weights(home / "two")
+    assert timeless(home / "one") == timeless(home / "two")
+    run(replace(JOB, options=replace(JOB.options, seed=1)), "three")
+    assert timeless(home / "one") != timeless(home / "three")
+
+
+def test_resume_of_a_finished_folder_computes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(JOB, "out", resume=True)  # a folder that is not there yet: as without
+    assert results(home / "out") == FILES
+    written = (home / "out" / "record.json").stat().st_mtime_ns
+    monkeypatch.setattr(jobs, "finished", None)
+    assert run(JOB, "out", resume=True) == first
+    assert (home / "out" / "record.json").stat().st_mtime_ns == written
+
+
+def test_resume_makes_lost_files_again(home: Path) -> None:
+    run(JOB, "out")
+    before = weights(home / "out")
+    (home / "out" / "model.safetensors").write_bytes(before[:-2])
+    run(JOB, "out", resume=True)
+    assert weights(home / "out") == before
+
+
+def test_resume_of_an_empty_folder(home: Path) -> None:
+    (home / "out").mkdir()
+    run(JOB, "out", resume=True)
+    assert results(home / "out") == FILES
+
+
+@pytest.mark.parametrize("change", [{"model": "net.py:net?width=9"}, {"keep_failed": True}, {"options": Options(6.0)}])
+def test_another_request_is_not_resumed(home: Path, change: dict[str, Any]) -> None:
+    run(JOB, "out")
+    before = timeless(home / "out")
+    with pytest.raises(UsageError, match="another request"):
+        run(replace(JOB, **change), "out", resume=True)
+    assert timeless(home / "out") == before
+    assert results(home / "out") == FILES
+
+
+def test_changed_files_are_another_request(home: Path) -> None:
+    run(JOB, "out")
+    with (home / "net.py").open("a") as file:
+        file.write("\n# changed\n")
+    with pytest.raises(UsageError, match="another request"):
+        run(JOB, "out", resume=True)
+
+
+def test_force_replaces_results_only(home: Path) -> None:
+    run(JOB, "out")
+    (home / "out" / "notes.txt").write_text("mine")
+    other = replace(JOB, options=replace(JOB.options, keep=("params", 0.9)))
+    run(other, "out", force=True)
+    assert results(home / "out") == sorted([*FILES, "notes.txt"])
+    assert timeless(home / "out")["options"]["keep"] == "params=0.9"
+    with pytest.raises(UsageError, match="in it"):
+        run(other, "out")
+
+
+def test_force_with_bad_data_leaves_the_old_result(home: Path) -> None:
+    run(JOB, "out")
+    before = timeless(home / "out")
+    with pytest.raises(DataError):
+        run(replace(JOB, data="net.py:nan"), "out", force=True)
+    with pytest.raises(SourceError):
+        run(replace(JOB, model="net.py:raises"), "out", force=True)
+    assert timeless(home / "out") == before
+    run(JOB, "out", resume=True)
+
+
+def test_an_error_after_the_start_leaves_nothing(home: Path) -> None:
+    with pytest.raises(ModelError):
+        run(replace(JOB, model="net.py:constant"), "out")
+    assert not (home / "out").exists()
+
+
+def test_a_failed_save_leaves_no_network(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UsageError("writing 'report.html'", "no space left", "space", "make some.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.deliver.write_html", full)
+        with pytest.raises(UsageError):
+            run(JOB, "out")
+    assert not (home / "out").exists()
+
+
+def recipe(home: Path) -> Job:
+    with (home / "net.py").open("a") as file:
+        file.write(TRAINED)
+    (home / "r.yaml").write_text(RECIPE)
+    content, base = load_recipe(home / "r.yaml")
+    return replace(jobs.from_recipe(content, base, None), onnx=False)
+
+
+def test_a_trained_network_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = recipe(home)
+    run(job, "whole")
+    assert results(home / "whole") == sorted([*FILES, "original.safetensors"])
+
+    def stop(*_: object, **__: object) -> None:
+        raise DataError("here", "nothing", "something", "go on.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "finished", stop)
+        with pytest.raises(DataError):
+            run(job, "out")
+    assert results(home / "out") == ["original.safetensors", "request.txt"]
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "train", None)
+        run(job, "out", resume=True)
+    assert timeless(home / "out") == timeless(home / "whole")
+    assert weights(home / "out") == weights(home / "whole")
+
+
+def test_killed_then_resumed(home: Path) -> None:
+    job = recipe(home)
+    run(job, "whole")
+    code = (
+        "import dataclasses, sys; from compressor import jobs; from compressor.recipe import load_recipe; "
+        "content, base = load_recipe('r.yaml'); "
+        "jobs.run(dataclasses.replace(jobs.from_recipe(content, base, None), onnx=False), 'out')"
+    )
+    package = Path(jobs.__file__).parent.parent
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=home, env={**os.environ, "PYTHONPATH": str(package)})
+    try:
+        ends = time.monotonic() + 120
+        while not (home / "out" / "original.safetensors").exists() and time.monotonic() < ends:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert "record.json" not in results(home / "out")
+    assert "model.safetensors" not in results(home / "out")
+    with pytest.raises(UsageError, match="--resume"):
+        run(job, "out")
+    run(job, "out", resume=True)
+    assert timeless(home / "out") == timeless(home / "whole")
+    assert weights(home / "out") == weights(home / "whole")
+
+
+def test_verify_after_a_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compressor.sources.data import load_data
+    from compressor.verification import verify_bundle
+
+    job = recipe(home)
+    record = run(job, "out")
+    judge = load_data("net.py:trained", base=home).judge
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    found = verify_bundle(home / "out", judge)
+    assert record.verdict is not None
+    assert found.verdict.difference == record.verdict.difference
+    assert found.same_data
+    (home / "out" / "original.safetensors").write_bytes(b"no")
+    with pytest.raises(SourceError, match=r"original\.safetensors"):
+        verify_bundle(home / "out", judge)
