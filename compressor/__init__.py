@@ -6,6 +6,7 @@ The names below are loaded when first used, so that importing the package stays 
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +33,16 @@ __all__ = [
     "CompressorError", "DataError", "Finding", "ModelError", "Plan", "Result", "SourceError", "UsageError", "Verdict",
     "analyze", "compress", "load", "verify",
 ]  # fmt: skip
+
+
+class _CallableFolder(ModuleType):
+    """`compressor.verify` names both a folder of ours and a public call: importing the first must not hide the second."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module("compressor.api").verify(*args, **kwargs)
+
+
+importlib.import_module("compressor.verify").__class__ = _CallableFolder
 
 
 def __getattr__(name: str) -> Any:

@@ -86,6 +86,8 @@ def parse_align(text: str | int) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     try:
+        if isinstance(text, float):
+            raise ValueError
         return int(text)
     except (TypeError, ValueError):
         raise UsageError("--align", f"{text!r}", "`auto` or a whole number from 1", "1 switches it off") from None

@@ -48,9 +48,7 @@ class MLP(nn.Module):
     def __init__(self, hidden: tuple[int, ...], num_classes: int = 10) -> None:
         super().__init__()
         sizes = [28 * 28, *hidden]
-        self.layers = nn.ModuleList(
-            nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(sizes)
-        )
+        self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(sizes))
         self.fc = nn.Linear(sizes[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,8 +69,7 @@ class VGG(nn.Module):
         super().__init__()
         sizes = [1, *channels]
         self.convs = nn.ModuleList(
-            nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)
-            for fan_in, fan_out in itertools.pairwise(sizes)
+            nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=False) for fan_in, fan_out in itertools.pairwise(sizes)
         )
         self.bns = nn.ModuleList(nn.BatchNorm2d(size) for size in channels)
         self.pool = nn.MaxPool2d(2)
@@ -100,9 +97,7 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(fan_out)
         self.proj = nn.Identity()
         if stride != 1 or fan_in != fan_out:
-            self.proj = nn.Sequential(
-                nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), nn.BatchNorm2d(fan_out)
-            )
+            self.proj = nn.Sequential(nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), nn.BatchNorm2d(fan_out))
 
     def forward(self, features: Tensor) -> Tensor:
         """Feature maps (N, C, H, W) -> (N, C', H / stride, W / stride)."""
@@ -145,9 +140,7 @@ def conv_norm_relu(fan_in: int, fan_out: int, size: int) -> nn.Sequential:
 class InceptionBlock(nn.Module):
     """Four branches side by side: 1 x 1, 3 x 3, 5 x 5 and pooling, concatenated."""
 
-    def __init__(
-        self, fan_in: int, one: int, three: tuple[int, int], five: tuple[int, int], pooled: int
-    ) -> None:
+    def __init__(self, fan_in: int, one: int, three: tuple[int, int], five: tuple[int, int], pooled: int) -> None:
         super().__init__()
         self.b1 = conv_norm_relu(fan_in, one, 1)
         self.b2 = nn.Sequential(conv_norm_relu(fan_in, three[0], 1), conv_norm_relu(*three, 3))

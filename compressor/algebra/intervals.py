@@ -113,9 +113,7 @@ def bounded_bounds(
     bad = ~(np.abs(values) <= limit * (1 + 1e-12))
     if not len(values) or bad.any():
         got = f"{values[bad][0]} at position {int(np.argmax(bad))}" if bad.any() else "no samples"
-        raise DataError(
-            "paired comparison", got, f"differences in [-{limit:g}, {limit:g}]", "check the scores"
-        )
+        raise DataError("paired comparison", got, f"differences in [-{limit:g}, {limit:g}]", "check the scores")
     ordered = np.clip(values[_hash_order(keys, len(values))] / limit, -1, 1)
     return limit * _betting_lower(ordered, confidence), -limit * _betting_lower(-ordered, confidence)
 
@@ -175,13 +173,9 @@ class _Tail:
         c = _most_losses(m, losses, gains, z)
         self.m, self.c = m.astype(np.float64), c.astype(np.float64)
         self.rises = np.diff(c) > 0
-        self.log_weight = (
-            special.gammaln(n + 1) - special.gammaln(self.m + 1) - special.gammaln(n - self.m + 1)
-        )
+        self.log_weight = special.gammaln(n + 1) - special.gammaln(self.m + 1) - special.gammaln(n - self.m + 1)
         inside = np.maximum(self.c, 0)
-        log_ways = (
-            special.gammaln(self.m + 1) - special.gammaln(inside + 1) - special.gammaln(self.m - inside + 1)
-        )
+        log_ways = special.gammaln(self.m + 1) - special.gammaln(inside + 1) - special.gammaln(self.m - inside + 1)
         self.log_ways = np.where(c >= 0, log_ways, -np.inf)
 
     def __call__(self, theta: Array, delta: Array) -> tuple[Array, Array]:
@@ -195,11 +189,7 @@ class _Tail:
         if self.c[0] >= self.m[0]:
             start = np.ones_like(share)
         else:
-            start = (
-                special.betainc(self.m[0] - inside[0], inside[0] + 1, 1 - share)
-                if self.c[0] >= 0
-                else 0 * share
-            )
+            start = special.betainc(self.m[0] - inside[0], inside[0] + 1, 1 - share) if self.c[0] >= 0 else 0 * share
         steps = np.where(self.rises, mass[:, 1:], 0.0) - share * mass[:, :-1]
         below = np.concatenate([start, start + np.cumsum(steps, axis=1)], axis=1)
         outside = np.maximum(0.0, 1 - weight.sum(1))
@@ -281,9 +271,7 @@ def _hash_order(keys: Array | None, n: int) -> Array:
         return np.argsort(mixed ^ (mixed >> np.uint64(31)), kind="stable")
     keys = np.asarray(keys)
     if len(keys) != n:
-        raise DataError(
-            "paired comparison", f"{len(keys)} keys", f"{n}, one per sample", "give one hash each"
-        )
+        raise DataError("paired comparison", f"{len(keys)} keys", f"{n}, one per sample", "give one hash each")
     if keys.ndim == 1:
         return np.argsort(keys, kind="stable")
     return np.lexsort(keys.reshape(n, -1).T[::-1])

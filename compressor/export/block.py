@@ -67,9 +67,7 @@ def measured_block(threads: int = 1, seed: int = 0, seconds: float = 3.0) -> Blo
     """
     begin = time.perf_counter()
     sessions = [
-        onnxruntime.InferenceSession(
-            network(width), session_options(threads), providers=["CPUExecutionProvider"]
-        )
+        onnxruntime.InferenceSession(network(width), session_options(threads), providers=["CPUExecutionProvider"])
         for width in WIDTHS
     ]
     generator = np.random.default_rng(seed)
@@ -97,11 +95,7 @@ def block_from(times: dict[int, float]) -> tuple[int, dict[int, float]]:
     time that their saved multiply-accumulates promise (a real step was seen to bring 0.6).
     """
     gains = {
-        step: float(
-            np.mean(
-                [np.log(times[up] / times[width]) / np.log(macs(up) / macs(width)) for width, up in pairs]
-            )
-        )
+        step: float(np.mean([np.log(times[up] / times[width]) / np.log(macs(up) / macs(width)) for width, up in pairs]))
         for step, pairs in PAIRS.items()
     }
     block = COARSEST
@@ -127,9 +121,7 @@ def network(width: int) -> bytes:
         weights.append(numpy_helper.from_array(values.astype(np.float32), f"weight{layer}"))
         weights.append(numpy_helper.from_array(np.zeros(width, dtype=np.float32), f"bias{layer}"))
         names = [source, f"weight{layer}", f"bias{layer}"]
-        nodes.append(
-            helper.make_node("Conv", names, [f"conv{layer}"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-        )
+        nodes.append(helper.make_node("Conv", names, [f"conv{layer}"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"conv{layer}"], [f"relu{layer}"]))
         source, channels = f"relu{layer}", width
     nodes.append(helper.make_node("GlobalAveragePool", [source], ["output"]))

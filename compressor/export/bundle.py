@@ -121,9 +121,7 @@ def load_bundle(
     header = _header(path)
     _check_shapes(manifest, {name: entry[0] for name, entry in header.items()}, path)
     with same_random_state():  # the weights that it draws are replaced
-        original = (
-            source_loader(dict(manifest.source)) if factory is None else _call(factory, manifest.source)
-        )
+        original = source_loader(dict(manifest.source)) if factory is None else _call(factory, manifest.source)
     if not isinstance(original, nn.Module):
         raise SourceError(
             f"the factory for '{folder}'",
@@ -172,9 +170,7 @@ def _contents(small: nn.Module, original: nn.Module) -> tuple[dict[str, Tensor],
             tied[name] = first[view]
             continue
         first[view] = name
-        stored[name] = (
-            value.detach().to("cpu", copy=True).contiguous()
-        )  # a copy shares no memory with another
+        stored[name] = value.detach().to("cpu", copy=True).contiguous()  # a copy shares no memory with another
     return stored, tied, transient
 
 
@@ -260,9 +256,7 @@ def _check_names(module: nn.Module, manifest: Manifest, header: dict[str, Any], 
     for name, tensor in wanted.items():
         got = (list(tensor.shape), tensor.is_floating_point() or tensor.is_complex())
         if given[name] != got:
-            said = [
-                f"shape {shape}, {'' if floats else 'not '}floating" for shape, floats in (got, given[name])
-            ]
+            said = [f"shape {shape}, {'' if floats else 'not '}floating" for shape, floats in (got, given[name])]
             raise different(f"tensor '{name}'", said[0], f"{said[1]}, as in '{path}'")
 
 

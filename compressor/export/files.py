@@ -169,10 +169,7 @@ def to_json(value: Any, sort_keys: bool = True) -> str:
     Takes mappings with text keys, sequences, paths, and numpy or torch scalars. NaN and infinity are no JSON:
     ValueError with the place, e.g. `verdict.interval[1]`; TypeError for anything that is not plain.
     """
-    return (
-        json.dumps(_plain(value, ""), indent=2, sort_keys=sort_keys, allow_nan=False, ensure_ascii=False)
-        + "\n"
-    )
+    return json.dumps(_plain(value, ""), indent=2, sort_keys=sort_keys, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _partial_name(name: str) -> str:
@@ -206,9 +203,7 @@ def _make(path: Path) -> bool:
         return False
     where = f"output folder '{path}'"
     if path.exists() or path.is_symlink():
-        raise UsageError(
-            where, "a file", "a folder, or a path where one can be made", "choose another folder."
-        )
+        raise UsageError(where, "a file", "a folder, or a path where one can be made", "choose another folder.")
     try:
         path.mkdir(parents=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -168,9 +168,7 @@ def _timed(model: OnnxModel, feed: dict[str, np.ndarray], calls: int) -> float:
         ) from None
 
 
-def _feeds(
-    models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
-) -> list[dict[str, np.ndarray]]:
+def _feeds(models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int) -> list[dict[str, np.ndarray]]:
     """The same inputs for every file, under its own names for them."""
     if inputs is not None:
         return [model.feed(inputs) for model in models]

@@ -65,9 +65,7 @@ class FolderLock:
         if self._descriptor is None:
             return
         _held.discard(self._file)
-        if (
-            fcntl is not None
-        ):  # removed while still locked, so that nobody can lock a file that is about to go
+        if fcntl is not None:  # removed while still locked, so that nobody can lock a file that is about to go
             self._file.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
@@ -150,15 +148,11 @@ def started(pid: int) -> str | None:
         return None
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[
-            19
-        ]  # field 22: ticks after boot; field 2, the name, may hold blanks
+        return stat.rpartition(")")[2].split()[19]  # field 22: ticks after boot; field 2, the name, may hold blanks
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return None
     except (OSError, IndexError):
         return None
-    asked = subprocess.run(
-        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
+    asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return asked.stdout.strip() or None

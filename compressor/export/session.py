@@ -70,10 +70,7 @@ class OnnxModel:
         self.path, self.threads = Path(path), threads
         self._session = open_session(path, threads)
         self.inputs: tuple[str, ...] = tuple(entry.name for entry in self._session.get_inputs())
-        outputs = {
-            entry.name: "float" in entry.type or "double" in entry.type
-            for entry in self._session.get_outputs()
-        }
+        outputs = {entry.name: "float" in entry.type or "double" in entry.type for entry in self._session.get_outputs()}
         self.outputs: tuple[str, ...] = tuple(outputs)
         self.judged = primary(outputs)
         self._types = {entry.name: entry.type for entry in self._session.get_inputs()}

@@ -130,9 +130,7 @@ def _attributes(original: nn.Module, small: nn.Module) -> dict[str, dict[Attribu
             if before is None or after is None or before == after:
                 continue
             if name in ATTRIBUTES:
-                found.setdefault(path, {})[cast(Attribute, name)] = AttributeChange(
-                    before=before, after=after
-                )
+                found.setdefault(path, {})[cast(Attribute, name)] = AttributeChange(before=before, after=after)
             elif type(old).__module__.startswith("torch.nn.") and not name.startswith("_"):
                 raise ModelError(
                     f"module '{path}'",
@@ -156,16 +154,12 @@ def _check(original: nn.Module, widths: Widths) -> None:
         _expect(name, present.get(name), change.before)
     for name in widths.removed:
         if name not in present:
-            raise different(
-                f"tensor '{name}'", "no such tensor", "a tensor that the compressed network has not"
-            )
+            raise different(f"tensor '{name}'", "no such tensor", "a tensor that the compressed network has not")
     for name in widths.added:
         owner, leaf = _owner(original, name)
         slots = {**owner._parameters, **owner._buffers}
         if leaf not in slots or slots[leaf] is not None:
-            raise different(
-                f"tensor '{name}'", "no free place for it", "a layer without it, such as bias=None"
-            )
+            raise different(f"tensor '{name}'", "no free place for it", "a layer without it, such as bias=None")
     modules = dict(original.named_modules(remove_duplicate=False))
     for path, changes in widths.attributes.items():
         for attribute, change in changes.items():

@@ -21,7 +21,7 @@ def measured_limit(
     """Predicted loss in nats up to which units are removable.
 
     Units are taken in the order of `losses` (one per unit of the graph), replaced by their means, as many at once as
-    leave the mean KL(original || ablated) over at most `most` of `samples` within `allowance` nats (found by bisection).
+    leave the mean KL(original || ablated) over at most `most` of `samples` within `allowance` nats (by bisection).
     Negative if not even the first can go. The model is as before afterwards.
     """
     if len(samples) > most:

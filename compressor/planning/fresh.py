@@ -24,9 +24,7 @@ def sample_count(inputs: Any) -> int:
     """
     sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
     if not sizes or sizes[0] == 0:
-        raise DataError(
-            "calibration inputs", "no samples", "tensors with samples along axis 0", "give some inputs"
-        )
+        raise DataError("calibration inputs", "no samples", "tensors with samples along axis 0", "give some inputs")
     return sizes[0]
 
 
@@ -85,9 +83,7 @@ def _floating(leaf: Tensor, source: Tensor, other: Tensor, generator: torch.Gene
     data = leaf.detach().cpu().double()
     dims = [d for d in range(data.dim()) if d != 1]
     mean = data.mean(dims, keepdim=True) if data.dim() > 1 else data.mean()
-    deviation = (
-        data.sub(mean).square().mean(dims, keepdim=True).sqrt() if data.dim() > 1 else data.std(correction=0)
-    )
+    deviation = data.sub(mean).square().mean(dims, keepdim=True).sqrt() if data.dim() > 1 else data.std(correction=0)
     # features that never vary in the data must vary here: a pixel that is always zero hides what needs it
     overall = data.sub(data.mean()).square().mean().sqrt()
     deviation = deviation.clamp_min(0.2 * float(overall) + 1e-6 * (1.0 + float(data.abs().max())))

@@ -34,9 +34,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
-        raise SourceError(
-            f"checkpoint {path}", kind, "a .safetensors, .pt, .pth or .bin file", "check the path."
-        )
+        raise SourceError(f"checkpoint {path}", kind, "a .safetensors, .pt, .pth or .bin file", "check the path.")
     loaded = _read_safetensors(path) if _looks_like_safetensors(path) else read_torch(path)
     return _without_prefixes(_unwrap(loaded, path), path)
 

@@ -34,9 +34,7 @@ def load_data(
             raise UsageError(f"data {spec!r}", f"arguments for {head}", f"`{head}` alone", "leave them out.")
         return complete(NAMED[head](seed), spec, seed, drop_shared=True)
     if scheme == "imagefolder" and colon:
-        found = image_folder(
-            (base or Path.cwd()) / Path(rest).expanduser(), transform, **_sizes(spec, arguments)
-        )
+        found = image_folder((base or Path.cwd()) / Path(rest).expanduser(), transform, **_sizes(spec, arguments))
     else:
         factory = find_factory(head, base)
         if factory is None:

@@ -188,9 +188,7 @@ def _from_torchvision(spec: str, name: str, given: dict[str, Argument], pretrain
     arguments = {**_WHEN_PRETRAINED.get(name, {}), **arguments} if choice else arguments
     source = Source(spec, "torchvision", name, arguments=arguments)
     size = 299 if name == "inception_v3" else 224
-    return LoadedModel(
-        model.eval(), source, (3, size, size), transform, trained=choice is not None or not pretrained
-    )
+    return LoadedModel(model.eval(), source, (3, size, size), transform, trained=choice is not None or not pretrained)
 
 
 def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
@@ -212,9 +210,7 @@ def _plain_arguments(name: str, arguments: Mapping[str, Argument], draw: bool) -
 
 def _from_bundle(spec: str, path: Path, load: Callable[[Path], nn.Module] | None) -> LoadedModel:
     if load is None:
-        raise UsageError(
-            f"model {spec!r}", "a bundle", "a network's source here", "use compressor.load(DIR)."
-        )
+        raise UsageError(f"model {spec!r}", "a bundle", "a network's source here", "use compressor.load(DIR).")
     model = _checked_module(load(path), spec)
     return LoadedModel(model, Source(spec, "bundle", str(path.resolve())), _shape_of(model))
 
@@ -238,9 +234,7 @@ def _not_a_model(spec: str, head: str, base: Path | None) -> SourceError | Usage
     if path.is_dir():
         return SourceError(f"model {spec!r}", "a folder without manifest.json", "a bundle", "check the path.")
     if path.is_file() and path.suffix == ".py":
-        return UsageError(
-            f"model {spec!r}", "a file without a factory", f"`{head}:factory`", "name the function."
-        )
+        return UsageError(f"model {spec!r}", "a file without a factory", f"`{head}:factory`", "name the function.")
     if path.is_file():
         return UsageError(
             f"model {spec!r}",
@@ -267,10 +261,6 @@ def _checked_module(made: Any, spec: str) -> nn.Module:
 def _shape_of(thing: Any) -> tuple[int, ...] | None:
     """The optional attribute `input_shape` of a factory or model: one sample's shape."""
     shape = getattr(thing, "input_shape", None)
-    if (
-        isinstance(shape, tuple | list)
-        and shape
-        and all(isinstance(size, int) and size > 0 for size in shape)
-    ):
+    if isinstance(shape, tuple | list) and shape and all(isinstance(size, int) and size > 0 for size in shape):
         return tuple(shape)
     return None

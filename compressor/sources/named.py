@@ -43,9 +43,7 @@ def digits(seed: int = 0) -> Parts:
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(np.asarray(pixels, np.float32).reshape(-1, 1, 8, 8))
-    whole = as_samples(
-        ((images - 4.884) / 6.017, torch.from_numpy(np.asarray(labels, np.int64))), name="digits"
-    )
+    whole = as_samples(((images - 4.884) / 6.017, torch.from_numpy(np.asarray(labels, np.int64))), name="digits")
     rest = len(whole)
     parts = split_by_content(whole, {"judge": DIGITS_JUDGE, "tune": DIGITS_TUNE, "calibrate": rest}, seed)
     return {**parts, "train": parts["calibrate"]}
@@ -168,9 +166,7 @@ def _idx_pair(folder: Path, kind: str) -> tuple[Tensor, Tensor]:
     images = _idx(folder / f"{kind}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
     labels = _idx(folder / f"{kind}-labels-idx1-ubyte.gz", 8)
     if len(images) != len(labels):
-        raise SourceError(
-            f"data {folder}", f"{len(images)} images, {len(labels)} labels", "pairs", "reinstall it."
-        )
+        raise SourceError(f"data {folder}", f"{len(images)} images, {len(labels)} labels", "pairs", "reinstall it.")
     normalised = (torch.from_numpy(images.copy()).float() / 255 - 0.2860) / 0.3530
     return normalised, torch.from_numpy(labels.astype(np.int64))
 
@@ -189,9 +185,7 @@ def _idx(path: Path, header: int) -> np.ndarray:
         ) from error
     sizes = np.frombuffer(content[4:header], ">u4")
     if len(content) != header + int(np.prod(sizes, dtype=np.int64)):
-        raise SourceError(
-            f"data file {path}", f"{len(content)} bytes", "an IDX file as its header says", "reinstall."
-        )
+        raise SourceError(f"data file {path}", f"{len(content)} bytes", "an IDX file as its header says", "reinstall.")
     return np.frombuffer(content, np.uint8, offset=header)
 
 

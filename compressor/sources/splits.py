@@ -67,15 +67,9 @@ def complete(given: Mapping[str, Any], source: str, seed: int = 0, drop_shared: 
     Raises DataError for an unknown part, for too few samples, and where the judge's inputs were also given to
     calibrate or tune (with `drop_shared` they are left out there instead).
     """
-    parts = {
-        name: _named(as_samples(data, name=_words(name)), name)
-        for name, data in given.items()
-        if _known(name)
-    }
+    parts = {name: _named(as_samples(data, name=_words(name)), name) for name, data in given.items() if _known(name)}
     if not parts:
-        raise DataError(
-            f"data {source!r}", "no part", f"at least one of {', '.join(PARTS)}", "give calibrate=..."
-        )
+        raise DataError(f"data {source!r}", "no part", f"at least one of {', '.join(PARTS)}", "give calibrate=...")
     if not drop_shared:
         _refuse_overlap(parts)
     missing = {name: _donor(name, parts, source) for name in PARTS if name not in parts}
@@ -132,9 +126,7 @@ def _known(name: str) -> bool:
     if name in SHARES:
         return True
     known = list(SHARES)
-    raise DataError(
-        "data", f"a part {name!r}", f"parts {', '.join(known)}", meant(name, known) or "rename it."
-    )
+    raise DataError("data", f"a part {name!r}", f"parts {', '.join(known)}", meant(name, known) or "rename it.")
 
 
 def _donor(name: str, parts: Mapping[str, Samples], source: str) -> str:

@@ -50,9 +50,7 @@ def exact_compress(
     plan = find_exact(model, graph, inputs, seed=seed, progress=progress, **options)
     if not plan.folds:
         return copy.deepcopy(model), plan
-    norms = {
-        spot.module: spot.norm for spot in landings(recorded_pair(model, inputs)) if spot.norm is not None
-    }
+    norms = {spot.module: spot.norm for spot in landings(recorded_pair(model, inputs)) if spot.norm is not None}
     compare = _Comparison(model, inputs, seed)
     folds, gone = list(plan.folds), []
 

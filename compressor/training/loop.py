@@ -89,27 +89,21 @@ def train(
     needs labels and there are none, ModelError where the loss is no longer finite.
     """
     if loss is None and samples.labels is None:
-        raise DataError(
-            samples.name, "no labels", "labels to train with", "give a dataset of (input, label)."
-        )
+        raise DataError(samples.name, "no labels", "labels to train with", "give a dataset of (input, label).")
     device = torch.device(device)
     learner = copy.deepcopy(model).to(device).train()
     channels_last = _prefers_channels_last(learner)
     if channels_last:
         learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with _own_random_state(options.seed, device):
-        run = _Run(
-            learner, samples, options, loss or _cross_entropy(options.label_smoothing), device, channels_last
-        )
+        run = _Run(learner, samples, options, loss or _cross_entropy(options.label_smoothing), device, channels_last)
         report = run.finish(progress, check)
     if channels_last:
         learner = learner.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     return learner.cpu().eval(), report
 
 
-def accuracy(
-    model: nn.Module, samples: Samples, device: str | torch.device = "cpu", batch: int = 256
-) -> float:
+def accuracy(model: nn.Module, samples: Samples, device: str | torch.device = "cpu", batch: int = 256) -> float:
     """Percentage of samples whose label is the largest output, in eval mode; the model's mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -233,9 +227,7 @@ def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if options.optimizer == "adamw":
         return torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
-    return torch.optim.SGD(
-        weights, lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
-    )
+    return torch.optim.SGD(weights, lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay)
 
 
 def _cross_entropy(smoothing: float) -> Loss:

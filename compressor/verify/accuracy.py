@@ -67,9 +67,7 @@ def outputs_of(
     Always: DataError for no samples and for NaN in the inputs, ModelError where the network does not run.
     """
     if not len(samples):
-        raise DataError(
-            f"data for the {name} network", "no samples", "at least one", "check the path and split"
-        )
+        raise DataError(f"data for the {name} network", "no samples", "at least one", "check the path and split")
     call, device, dtype = _callable(network, device)
     parts: list[Tensor] = []
     labels: list[Tensor] = []
@@ -205,9 +203,7 @@ def accuracy(found: Outputs, labels: Tensor | None = None) -> float:
     """Percent of right answers; labels default to those that came along. DataError without labels."""
     truth = found.labels if labels is None else labels
     if truth is None:
-        raise DataError(
-            "data to measure accuracy on", "no labels", "a label for every sample", "give labelled data"
-        )
+        raise DataError("data to measure accuracy on", "no labels", "a label for every sample", "give labelled data")
     return 100 * float(hits(found.logits, checked_labels(truth, found.logits)).mean())
 
 
@@ -252,9 +248,7 @@ def _is_at(tensor: Tensor, place: torch.device) -> bool:
 @contextmanager
 def _undisturbed(network: Any, device: torch.device) -> Iterator[None]:
     """Eval mode, no gradients, a fixed random state; afterwards modes and random state are as before."""
-    modes = (
-        [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
-    )
+    modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
     devices = [device] if device.type == "cuda" else []
     try:
         for module, _ in modes:

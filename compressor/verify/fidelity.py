@@ -59,9 +59,7 @@ class Fidelity:
         }
 
 
-def fidelity(
-    original: Outputs | Tensor, compressed: Outputs | Tensor, labels: Tensor | None = None
-) -> Fidelity:
+def fidelity(original: Outputs | Tensor, compressed: Outputs | Tensor, labels: Tensor | None = None) -> Fidelity:
     """Compare two networks' outputs on the same samples; with labels (given, or the original's) per class.
 
     Raises ModelError where the outputs' shapes differ, DataError for labels that do not fit.

@@ -80,9 +80,7 @@ def judge(
     )
 
 
-def judge_outputs(
-    original: Outputs | Tensor, compressed: Outputs | Tensor, tolerance: float | None = None
-) -> Verdict:
+def judge_outputs(original: Outputs | Tensor, compressed: Outputs | Tensor, tolerance: float | None = None) -> Verdict:
     """The verdict of exact mode, on the outputs themselves: passed or failed, nothing is estimated.
 
     Passed if the largest change relative to the spread over samples is at rounding level for the coarser
@@ -182,9 +180,7 @@ def _value(lower: float, upper: float, allowed: float) -> VerdictValue:
 
 def _check_allowed(allowed: float) -> None:
     if not 0 <= allowed < 100:
-        raise UsageError(
-            "allowed drop", f"{allowed}", "percentage points in [0, 100)", "use e.g. --max-drop 0.5"
-        )
+        raise UsageError("allowed drop", f"{allowed}", "percentage points in [0, 100)", "use e.g. --max-drop 0.5")
 
 
 def _scores(

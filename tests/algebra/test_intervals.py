@@ -43,9 +43,7 @@ def truths(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return loss[inside], gain[inside]
 
 
-@pytest.mark.parametrize(
-    ("n", "confidence"), [(1, 0.95), (2, 0.9), (5, 0.95), (11, 0.8), (11, 0.99), (18, 0.95)]
-)
+@pytest.mark.parametrize(("n", "confidence"), [(1, 0.95), (2, 0.9), (5, 0.95), (11, 0.8), (11, 0.99), (18, 0.95)])
 def test_both_limits_hold_for_every_truth(n: int, confidence: float) -> None:
     table = outcomes(n)
     limits = np.array([paired_bounds(int(lost), int(won), n, confidence) for lost, won in table])

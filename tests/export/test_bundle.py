@@ -231,9 +231,9 @@ def test_frozen_parameters_stay_frozen(tmp_path):
         return Net().requires_grad_(False)
 
     save_bundle(tmp_path, trained(Net(5, 3, bias=True)), trained(net()), SOURCE)
-    assert {
-        p.requires_grad for n, p in load_bundle(tmp_path, factory=net).named_parameters() if "up/1.b" not in n
-    } == {False}
+    assert {p.requires_grad for n, p in load_bundle(tmp_path, factory=net).named_parameters() if "up/1.b" not in n} == {
+        False
+    }
 
 
 def test_the_loaded_network_outlives_its_file(saved):
@@ -460,9 +460,7 @@ def test_hostile_manifests_are_source_errors(saved, changes):
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"null", b"[" * 100000, b'{"schema_version": NaN}', b"{}"]
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null", b"[" * 100000, b'{"schema_version": NaN}', b"{}"])
 def test_manifests_that_are_none_are_source_errors(saved, content):
     folder, _, _ = saved
     (folder / "manifest.json").write_bytes(content)

@@ -56,8 +56,7 @@ def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says():
 
 def test_no_gain_is_claimed_where_there_is_none():
     claims = [
-        summarize([Path("a"), Path("b")], drifting(np.random.default_rng(seed), 1.0))[1].faster
-        for seed in range(50)
+        summarize([Path("a"), Path("b")], drifting(np.random.default_rng(seed), 1.0))[1].faster for seed in range(50)
     ]
     assert sum(claims) <= 6
 

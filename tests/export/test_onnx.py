@@ -247,9 +247,7 @@ def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch, exp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", die)
-    monkeypatch.setattr(
-        exporting, "_export", lambda *args: args[5].write_bytes(exported[1].path.read_bytes())
-    )
+    monkeypatch.setattr(exporting, "_export", lambda *args: args[5].write_bytes(exported[1].path.read_bytes()))
     with pytest.raises(KeyboardInterrupt):
         export_onnx(net, IMAGES, tmp_path / "m.onnx")
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]

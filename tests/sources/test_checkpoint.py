@@ -33,17 +33,13 @@ def same(state, model):
             "model": {f"module.{key}": value for key, value in state.items()},
             "acc": np.float64(0.9),
         },
-        lambda state: {
-            "model_state_dict": {f"_orig_mod.module.{key}": value for key, value in state.items()}
-        },
+        lambda state: {"model_state_dict": {f"_orig_mod.module.{key}": value for key, value in state.items()}},
         lambda state: {"net": state, "args": argparse.Namespace(lr=0.1), "curve": np.arange(3.0)},
         lambda state: {
             "state_dict": {key: value * 0 for key, value in state.items()},
             "state_dict_ema": {f"model.{key}": value for key, value in state.items()},
         },
-        lambda state: {
-            "model_ema": {"n_averaged": torch.tensor(7)} | {f"module.{k}": v for k, v in state.items()}
-        },
+        lambda state: {"model_ema": {"n_averaged": torch.tensor(7)} | {f"module.{k}": v for k, v in state.items()}},
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])

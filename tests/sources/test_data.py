@@ -105,9 +105,7 @@ def test_overlap_is_refused_where_both_were_given():
 
 def test_judge_inputs_leave_the_training_data():
     inputs, labels = pair(60)
-    data = data_of(
-        pair(30, 5), judge=(inputs[30:], labels[30:]), train=(inputs[:40], labels[:40]), tune=pair(30, 6)
-    )
+    data = data_of(pair(30, 5), judge=(inputs[30:], labels[30:]), train=(inputs[:40], labels[:40]), tune=pair(30, 6))
     assert len(data.train) == 30
     assert data.described["dropped"] == {"train": 10}
 
@@ -152,9 +150,7 @@ def test_refusals_of_specs(folder: Path, spec, kind, words):
 
 def test_labels_are_checked_against_the_outputs():
     samples = as_samples((pair(8)[0], torch.tensor([0, 1, 2, 0, 7, 1, -1, 2])), name="judge data")
-    with pytest.raises(
-        DataError, match=r"judge data, sample 4: got label 7 \(2 such samples\); expected 0\.\.2"
-    ):
+    with pytest.raises(DataError, match=r"judge data, sample 4: got label 7 \(2 such samples\); expected 0\.\.2"):
         refuse_labels(samples, 3)
     refuse_labels(as_samples(pair(8)), 4)
     for unlabelled in (as_samples(pair(8)[0]), as_samples((pair(8)[0], torch.rand(8)))):
@@ -241,9 +237,7 @@ def paint(folder: Path, count: int, seed: int, size=40) -> None:
     for kind in ("cat", "dog"):
         (folder / kind).mkdir(parents=True)
         for place in range(count):
-            Image.fromarray(random.randint(0, 256, (size, size, 3), np.uint8)).save(
-                folder / kind / f"{place}.png"
-            )
+            Image.fromarray(random.randint(0, 256, (size, size, 3), np.uint8)).save(folder / kind / f"{place}.png")
 
 
 def test_image_folder(tmp_path: Path):

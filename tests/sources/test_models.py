@@ -118,9 +118,7 @@ def test_torchvision_offline_says_what_next(monkeypatch, tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    ("name", "size"), [("inception_v3", 299), ("googlenet", 224), ("squeezenet1_1", 224)]
-)
+@pytest.mark.parametrize(("name", "size"), [("inception_v3", 299), ("googlenet", 224), ("squeezenet1_1", 224)])
 def test_torchvision_cached_weights_are_used_and_rebuilt(monkeypatch, tmp_path: Path, name, size):
     builder = torchvision.models.get_model_builder(name)
     with torch.random.fork_rng():

@@ -136,9 +136,7 @@ def inputs_at(inputs: Any, place: int) -> Any:
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-        ),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         MemoryError(),
         type("RuntimeException", (Exception,), {})("Failed to allocate memory for requested buffer"),
     ],

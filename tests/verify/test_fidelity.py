@@ -24,9 +24,7 @@ def test_figures_agree_with_numpy_and_scipy() -> None:
     first, second = pair()
     found = fidelity(first, second)
     a, b = first.double().numpy(), second.double().numpy()
-    divergences = [
-        stats.entropy(p, q) for p, q in zip(special.softmax(a, 1), special.softmax(b, 1), strict=True)
-    ]
+    divergences = [stats.entropy(p, q) for p, q in zip(special.softmax(a, 1), special.softmax(b, 1), strict=True)]
     assert found.kl == pytest.approx(np.mean(divergences), rel=1e-9)
     assert 0 < found.agreement < 100
     assert found.agreement == pytest.approx(100 * np.mean(a.argmax(1) == b.argmax(1)))

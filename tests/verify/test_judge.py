@@ -218,9 +218,7 @@ def sequence(values: list[str]) -> tuple[list[Candidate], list[int]]:
         opened.append(place)
         return verdict_of(values[place])
 
-    return [
-        Candidate(f"net{place}", 10.0 - place, lambda p=place: at(p)) for place in range(len(values))
-    ], opened
+    return [Candidate(f"net{place}", 10.0 - place, lambda p=place: at(p)) for place in range(len(values))], opened
 
 
 @pytest.mark.parametrize(
@@ -232,9 +230,7 @@ def sequence(values: list[str]) -> tuple[list[Candidate], list[int]]:
         (["passed", "passed"], 1, 2),
     ],
 )
-def test_the_sequence_stops_at_the_first_that_does_not_pass(
-    values: list[str], winner: int | None, judged: int
-) -> None:
+def test_the_sequence_stops_at_the_first_that_does_not_pass(values: list[str], winner: int | None, judged: int) -> None:
     candidates, opened = sequence(values)
     found = fixed_sequence(candidates)
     assert opened == list(range(judged))  # what comes after is never looked at
