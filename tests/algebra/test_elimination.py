@@ -169,15 +169,15 @@ def test_regressors_without_variance_are_named_and_stand_apart() -> None:
 
 
 @pytest.mark.slow
-def test_a_layer_of_4096_units_takes_under_a_minute() -> None:
+def test_a_layer_of_4096_units_takes_under_a_minute_on_two_cores() -> None:
     size = 4096
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(size, size, generator=generator, dtype=torch.float32)
     covariance = (factor.T @ factor / size).double() + 0.1 * torch.eye(size, dtype=torch.float64)
     weight = torch.randn(10, size, generator=generator, dtype=torch.float64)
-    start = time.perf_counter()
+    start = time.process_time()  # seconds of work: other programs on the machine do not count
     inverse, _ = precision(covariance, 1e-3)
     state = TapState(inverse, weight.T @ weight, np.arange(size)[:, None], np.arange(size))
     order, _ = eliminate([state], torch.zeros(size, dtype=torch.long))
     assert len(order) == size - 1
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 2 * 60
