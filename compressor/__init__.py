@@ -36,7 +36,7 @@ __all__ = [
 
 
 class _CallableFolder(ModuleType):
-    """`compressor.verify` names both a folder of ours and a public call: importing the first must not hide the second."""
+    """`compressor.verify` names a folder and a public call: importing the first must not hide the second."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return importlib.import_module("compressor.api").verify(*args, **kwargs)

@@ -221,7 +221,7 @@ def log_probabilities(model: nn.Module, samples: Samples) -> Tensor:
     """(N, classes) in float64 where the device has it."""
     anything = next(iter(model.parameters()))
     parts = []
-    for batch in batches(samples, BATCH, anything.device):
+    for batch in batches(samples, BATCH, anything.device, anything.dtype):
         args, kwargs = call_arguments(batch.inputs)
         logits = first_output(model(*args, **kwargs))
         logits = logits.flatten(2).mean(2) if logits.dim() > 2 else logits
