@@ -31,7 +31,7 @@ def precision(covariance: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     correlation = torch.where(alive[:, None] & alive[None, :], correlation, torch.zeros_like(correlation))
     correlation.diagonal().copy_(torch.ones_like(variance) + ridge)
     factor = torch.linalg.cholesky(correlation)
-    inverse = torch.cholesky_inverse(factor)
+    inverse = torch.cholesky_solve(torch.eye(len(factor)).to(factor), factor)  # cholesky_inverse is 3 to 6 times slower
     return inverse / scale[:, None] / scale[None, :], alive
 
 
