@@ -28,7 +28,7 @@ from compressor.sources.data import load_data
 from compressor.sources.samples import Samples, batches
 from compressor.stages import Workshop, find_units, working_copy
 
-REPEATS = 3
+REPEATS = 2
 
 
 def seconds(call: Any) -> float:
