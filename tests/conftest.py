@@ -31,3 +31,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles without an ONNX file: it takes most of a small run's time."""
     monkeypatch.setattr("compressor.deliver._export", lambda *_: None)
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report without pictures, which take seconds to draw."""
+    monkeypatch.setattr("compressor.deliver.write_html", lambda _, path: path.write_text("a page"))

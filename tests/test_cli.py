@@ -119,6 +119,7 @@ def test_load(bundles: Path, small: Path) -> None:
     assert sum(p.numel() for p in model.parameters()) == record(small)["compressed"]["params"]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_compress_a_bundle(bundles: Path, small: Path, terminal: Terminal, no_onnx: None) -> None:
     asked = ("compress", small, "--data", "net.py:data", "--keep", "params=0.9", "--max-drop", "50", "--align", "1")
     assert terminal(*asked, "--out", small, "--force") == 2
@@ -130,6 +131,7 @@ def test_compress_a_bundle(bundles: Path, small: Path, terminal: Terminal, no_on
     assert sum(p.numel() for p in model.parameters()) == record(Path("smaller"))["compressed"]["params"]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_json_is_all_there_is(home: Path, terminal: Terminal) -> None:
     asked = ("compress", "net.py:net", "--data", "net.py:data", "--out", "out", "--keep", "params=0.9", *ASKED)
     code = terminal(*asked, "--json")
@@ -158,6 +160,7 @@ def test_a_failed_verdict(home: Path, terminal: Terminal, no_onnx: None) -> None
     assert terminal("verify", "kept", "--data", "net.py:data") == 1
 
 
+@pytest.mark.usefixtures("no_page")
 def test_an_undecided_verdict(home: Path, terminal: Terminal, no_onnx: None) -> None:
     asked = ("compress", "net.py:net", "--data", "net.py:few", "--keep", "params=0.9", "--align", "1", "--out", "out")
     assert terminal(*asked) == 4
@@ -187,6 +190,7 @@ def test_nothing_to_do(
     assert all(torch.equal(kept[name], tensor) for name, tensor in original.items())
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_layer_with_one_unit(home: Path, terminal: Terminal, no_onnx: None) -> None:
     assert terminal("compress", "net.py:one_unit", "--data", "net.py:data", "--out", "out", "--align", "1") in (0, 1, 4)
     assert record(home / "out")["compressed"]["params"] == 15
@@ -194,6 +198,7 @@ def test_a_layer_with_one_unit(home: Path, terminal: Terminal, no_onnx: None) ->
     assert results(home / "found") == ["record.json", "report.html", "request.txt"]
 
 
+@pytest.mark.usefixtures("no_page")
 def test_exact_needs_no_labels(home: Path, terminal: Terminal) -> None:
     asked = ("compress", "net.py:copies", "--data", "net.py:unlabelled", "--exact", "--out", "out", "--json")
     assert terminal(*asked) == 0
@@ -208,6 +213,7 @@ def test_exact_needs_no_labels(home: Path, terminal: Terminal) -> None:
     assert terminal.json()["verdict"]["metric"] == "outputs"
 
 
+@pytest.mark.usefixtures("no_page")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals(
     home: Path, terminal: Terminal, no_onnx: None, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

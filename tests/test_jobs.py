@@ -21,6 +21,7 @@ from compressor.jobs import Job, run
 from compressor.options import Options
 from compressor.recipe import load_recipe
 
+pytestmark = pytest.mark.usefixtures("no_page")
 JOB = Job("net.py:net", "net.py:data", Options(5.0, keep=("params", 0.8), align=1), onnx=False)
 FILES = ["manifest.json", "model.safetensors", "record.json", "report.html", "request.txt"]
 RECIPE = """
