@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from compressor.candidates import Builder, Made, search_row, size_of, timed
 from compressor.errors import ModelError
 from compressor.export.block import measured_block
 from compressor.findings.ablation import confirm_removable
@@ -28,11 +28,9 @@ from compressor.sources.samples import Samples
 from compressor.sources.splits import Data, refuse_labels
 from compressor.stages import Report, Workshop, find_units, floating, pick_device, silent, working_copy
 from compressor.surgery.exact import exact_compress
-from compressor.units.cut import keep_mask
 from compressor.units.graph import UnitGraph
-from compressor.units.sizes import Sizes
 from compressor.verify import judge as judging
-from compressor.verify.accuracy import Outputs, class_scores, hits, outputs_of
+from compressor.verify.accuracy import Outputs, hits, outputs_of
 from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import before_work, refuse_overlap, training_data_warning
 
@@ -65,16 +63,6 @@ class Outcome:
     def summary(self) -> dict[str, Any]:
         """Counts of the findings, whole and per group."""
         return summarise(self.graph, self.found)
-
-
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time spent inside to `seconds[stage]`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
 
 
 def compress(model: nn.Module, data: Data, options: Options, report: Report = silent) -> Outcome:
@@ -134,13 +122,8 @@ def _some(samples: Samples, count: int) -> Samples:
     return samples.take(range(min(count, len(samples))), name=samples.name)
 
 
-def _size(work: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    sizes, mask = Sizes(work, graph), keep_mask(graph, kept)
-    return {measure: sizes.total(measure, mask) for measure in ("params", "macs")}
-
-
 def _nothing(model: nn.Module, work: nn.Module, graph: UnitGraph, why: str | None) -> Outcome:
-    size = _size(work, graph, {})
+    size = size_of(work, graph, {})
     return Outcome(model, graph, size, dict(size), "lossy", Plan({}), nothing_to_do=why)
 
 
@@ -184,7 +167,7 @@ def _exact(
         )
     outcome = replace(_nothing(model, work, graph, None), model=small, mode="exact", plan=Plan(dict(certified.kept)))
     outcome.found = _complete(graph, [*certified.findings, *certified.silent_on_sample])
-    outcome.size = _size(work, graph, certified.kept)
+    outcome.size = size_of(work, graph, certified.kept)
     if not certified.kept:
         outcome.nothing_to_do = "no unit is certified as surplus: the network is lean"
     if certified.silent_on_sample:
@@ -221,12 +204,12 @@ def _lossy(
         block, outcome.align = _block(options)
     allocator = Allocator(graph, paths, shop.sizes, block)
     before = outputs_of(work, data.tune)
-    builder = _Builder(shop, allocator, measure, data.tune, before, seconds, report)
+    builder = Builder(shop, allocator, measure, data.tune, before, seconds, report)
     if options.keep is not None:
         share = options.keep[1]
         made, tuned = builder(share)
         candidates = [Candidate(share, made, tuned, 0.0)]
-        outcome.unaligned = _size(work, graph, Allocator(graph, paths, shop.sizes).plan(measure, share).kept)
+        outcome.unaligned = size_of(work, graph, Allocator(graph, paths, shop.sizes).plan(measure, share).kept)
     else:
         whole = shop.sizes.total(measure, allocator.full())
         candidates = search(
@@ -251,56 +234,13 @@ def _block(options: Options) -> tuple[int, dict[str, Any]]:
     return block.block, {"block": block.block, "why": why, "measured": block.as_dict()}
 
 
-@dataclass
-class _Made:
-    model: nn.Module
-    plan: Plan
-    size: dict[str, int]
-
-
-class _Builder:
-    """Builds candidates for the search and compares them with the original on the tune split."""
-
-    def __init__(
-        self, shop: Workshop, allocator: Allocator, measure: str, tune: Samples, before: Outputs,
-        seconds: dict[str, float], report: Report,
-    ) -> None:  # fmt: skip
-        self.shop, self.allocator, self.measure = shop, allocator, measure
-        self.tune, self.before, self.seconds, self.report = tune, before, seconds, report
-        self.tried: list[tuple[_Made, Tuned]] = []
-
-    def __call__(self, share: float) -> tuple[_Made, Tuned]:
-        with timed(self.seconds, "plan"):
-            plan = self.allocator.plan(self.measure, share)
-        for made, tuned in self.tried:
-            if made.plan.kept == plan.kept:  # alignment leads neighbouring shares to the same network
-                return made, tuned
-        with timed(self.seconds, "surgery"):
-            small = self.shop.build(plan, lambda _stage, done: self.report(f"refit {share:.1%}", done))
-        with timed(self.seconds, "tune"):
-            after = outputs_of(small, self.tune, check=False)
-        made = _Made(small, plan, _size(self.shop.model, self.shop.graph, plan.kept))
-        tuned = compared(self.before, after)
-        self.tried.append((made, tuned))
-        return made, tuned
-
-
-def compared(before: Outputs, after: Outputs) -> Tuned:
-    """Losses and gains of `after` against `before`: by the labels, else by agreement."""
-    if before.labels is None:
-        same = hits(after.logits, class_scores(before.logits).argmax(1))
-        return Tuned(int((same < 1).sum()), 0, same.numel())
-    old, new = hits(before.logits, before.labels), hits(after.logits, before.labels)
-    return Tuned(int((old > new).sum()), int((new > old).sum()), old.numel())
-
-
 def _judge(
-    outcome: Outcome, work: nn.Module, candidates: list[Candidate[_Made]], tried: list[tuple[_Made, Tuned]],
+    outcome: Outcome, work: nn.Module, candidates: list[Candidate[Made]], tried: list[tuple[Made, Tuned]],
     before: Outputs, data: Data, options: Options, report: Report,
 ) -> None:  # fmt: skip
     """Fix the list of candidates, open the judge split, judge from the largest to the smallest."""
     _warn_before(outcome, data, options)
-    outcome.search = [_search_row(made, tuned, outcome.original_size, before) for made, tuned in tried]
+    outcome.search = [search_row(made, tuned, outcome.original_size, before) for made, tuned in tried]
     order = [made for made, _ in tried]
     with timed(outcome.seconds, "verdict"):
         report("verdict", 0.0)
@@ -308,7 +248,7 @@ def _judge(
         _warn_of_training(outcome, judged, before)
         after: dict[int, Outputs] = {}
 
-        def ask(made: _Made) -> Callable[[], Verdict]:
+        def ask(made: Made) -> Callable[[], Verdict]:
             def answer() -> Verdict:
                 after[id(made)] = outputs_of(_as_given(made.model, outcome.model), data.judge, check=False)
                 return _verdict(judged, after[id(made)], options)
@@ -364,23 +304,6 @@ def _judge_plain(outcome: Outcome, work: nn.Module, data: Data, options: Options
     outcome.verdict = _verdict(before, before, options)
     outcome.fidelity = fidelity(before, before, before.labels).as_dict()
     outcome.judged_on = before
-
-
-def _search_row(made: _Made, tuned: Tuned, original: Mapping[str, int], before: Outputs) -> dict[str, Any]:
-    tune: dict[str, Any] = {"difference": tuned.difference, "samples": tuned.samples}
-    if before.labels is None:
-        tune["agreement"] = 100.0 * (1 - tuned.losses / max(tuned.samples, 1))
-    else:
-        right = 100.0 * float(hits(before.logits, before.labels).double().mean())
-        tune["accuracy"] = right + tuned.difference
-    return {
-        "params": made.size["params"] / original["params"],
-        "macs": made.size["macs"] / max(original["macs"], 1),
-        "tune": tune,
-        "judged": None,
-        "selected": False,
-        "predicted_loss": made.plan.predicted_loss,
-    }
 
 
 def _warn_before(outcome: Outcome, data: Data, options: Options) -> None:

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "compressor"
 FLOORS = {
     "errors": 0, "records": 0, "algebra": 1, "units": 2, "sources": 3, "observe": 4, "findings": 5, "planning": 6,
     "training": 7, "surgery": 7, "verify": 8, "export": 8, "report": 9, "recipe": 9, "options": 9, "stages": 10,
-    "pipeline": 11, "recording": 12, "verification": 13, "deliver": 14, "api": 15, "analysis": 14, "progress": 14,
-    "jobs": 16, "capacity": 16, "__init__": 17, "cli": 17, "__main__": 18,
+    "candidates": 11, "pipeline": 12, "recording": 13, "verification": 13, "deliver": 14, "api": 15, "analysis": 15,
+    "progress": 15, "launch": 15, "jobs": 16, "capacity": 16, "__init__": 17, "cli": 17, "__main__": 18,
 }  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 FILES = sorted(PACKAGE.rglob("*.py"))
