@@ -37,8 +37,8 @@ from compressor.units.trace import recorded_pair
 BATCH = 16
 FIT_SAMPLES, HELD_SAMPLES, MOST_SAMPLES = 24, 72, 20_000
 """Least number of samples (real and synthetic) that claims are fitted and judged on, and the most."""
-MORE_ROUNDS = 3
-"""Further rounds of synthetic held-out samples for claims whose units too few samples moved so far."""
+MORE_ROUNDS = 4
+"""Further rounds of synthetic held-out samples, each twice the last, for claims whose units few samples moved."""
 EFFORT = 1e10
 """Multiply-accumulates that may be spent on further samples, for combinations in layers that give few
 rows.
@@ -305,7 +305,8 @@ class _Search:
                 break
             visit_taps(self.net, self.graph.taps, self._watched(part), dict.fromkeys(sorted(places), visit))
             self.judged += len(part)
-            part = replace(held, synthetic=len(held), seed=held.seed + more * 100_003, with_real=False)
+            size = len(held) << (more - 1)
+            part = replace(held, synthetic=size, seed=held.seed + more * 100_003, with_real=False)
         return {name: judge.verdict(self.dtype)[0] for name, judge in judges.items()}
 
     def _fold(self, group: Group, claims: Claims, good: Tensor | None) -> tuple[Fold | None, list[Finding]]:
