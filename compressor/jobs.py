@@ -24,9 +24,10 @@ from compressor.sources.data import Data, load_data
 from compressor.sources.factories import split_query
 from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.network import cache_folder
-from compressor.stages import Report, silent
+from compressor.stages import NOTE, Report, silent
 from compressor.training.loop import Progress, TrainOptions, train
 from compressor.verification import ORIGINAL, RECORD, hashes, open_bundle
+from compressor.verify.judge_data import decidable
 from compressor.verify.uses import count_use
 
 REQUEST = "request.txt"
@@ -135,6 +136,8 @@ def _run(job: Job, claim: Claim, report: Report) -> Record:
     report("load", 0.0)
     _refuse_own_inputs(job, claim.path)
     data = load_data(job.data, seed=job.options.seed, base=job.base)
+    if not job.options.exact and not job.analyze:
+        report(f"{NOTE}Before work: {decidable(len(data.judge), job.options.confidence)}", 1.0)
     loaded = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
     same = (claim.path / REQUEST).is_file() and (claim.path / REQUEST).read_text().strip() == job.fingerprint
     claim.clear((RECORD, *OUTPUTS) if same else (RECORD, *OUTPUTS, ORIGINAL))

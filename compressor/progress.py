@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from compressor.stages import Report, silent
+from compressor.stages import NOTE, Report, silent
 
 WORDS = {
     "load": "Loading model and data",
@@ -35,6 +35,9 @@ def shown(console: Console, quiet: bool) -> Iterator[Report]:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: float) -> None:
+            if stage.startswith(NOTE):
+                progress.console.print(stage.removeprefix(NOTE), style="dim", highlight=False)
+                return
             if stage not in tasks:
                 for task in tasks.values():
                     progress.update(task, completed=1.0)

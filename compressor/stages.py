@@ -31,6 +31,8 @@ from compressor.verify.accuracy import out_of_memory
 
 Report = Callable[[str, float], None]
 """Called with the name of a stage and the share of it that is done."""
+NOTE = "note: "
+"""A stage's name that begins so is a line to read, not a stage."""
 RIDGE = 1e-3
 MEMORY_SHARE = 0.25
 """Part of the machine's (or device's) memory that a lock-step run may fill with activations."""
