@@ -9,7 +9,7 @@ import torch
 from compressor.surgery.exact import exact_compress, moved
 from compressor.units.trace import trace
 
-FAST = ("resnet18", "mobilenet_v3_small")
+FAST = ("resnet18",)
 CASES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in planted_zoo.ZOO]
 
 
