@@ -148,7 +148,7 @@ def _explain(
         outcome.found = findings(shop.model, shop.graph, shop.statistics, thresholds, below=below)
         outcome.thresholds = {**asdict(thresholds), "removable_below": below}
         agreement = confirm_removable(
-            shop.model, shop.graph, outcome.found, samples, predicted, seed=options.seed, below=max(below, 0.0)
+            shop.model, shop.graph, outcome.found, samples, predicted, seed=options.seed, below=thresholds.removable
         )
         outcome.ablation = agreement.as_dict()
 
