@@ -127,7 +127,9 @@ def awake(model: nn.Module, inputs: Any, seed: int = 0) -> nn.Module:
     def settle(module: nn.Module, args: tuple[Any, ...]) -> None:
         x, dims = args[0].detach(), [d for d in range(args[0].dim()) if d != 1]
         module.running_mean.copy_(x.mean(dims))
-        module.running_var.copy_(x.var(dims, correction=0) + 1e-3)
+        # a floor: where a few images hardly vary, a norm would blow rounding up
+        floor = 0.05 * x.square().mean(dims) + 1e-3
+        module.running_var.copy_(torch.maximum(x.var(dims, correction=0), floor))
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():

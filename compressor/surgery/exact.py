@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,8 +45,9 @@ def exact_compress(
     out.
 
     Outputs (computed in float64 with the stored weights) may move by 1e-10 of their spread for float64
-    weights and 1e-4 for float32; folds that move them more are taken back, worst first. Nothing given is
-    changed. Raises DataError without samples.
+    weights and 1e-4 for float32, or as much as rounding the original's own weights anew moves them; folds
+    that move them more are taken back, worst first. Nothing given is changed. Raises DataError without
+    samples.
     """
     plan = find_exact(model, graph, inputs, seed=seed, progress=progress, **options)
     if not plan.folds:
@@ -58,10 +60,11 @@ def exact_compress(
         return folded(model, graph, some, norms)
 
     small = build(folds)
-    while folds and compare.moved(small) > MOVED[parameter_dtype(model)]:
+    least = MOVED[parameter_dtype(model)]
+    while folds and (gap := compare.moved(small)) > least and gap > compare.limit:
         alone = [compare.moved(build([fold])) for fold in folds]
         worst = max(range(len(folds)), key=alone.__getitem__)
-        limit = max(MOVED[parameter_dtype(model)], 0.5 * alone[worst])
+        limit = max(compare.limit, 0.5 * alone[worst])
         out = {i for i, moved in enumerate(alone) if moved >= limit} or {worst}
         gone += [folds[i].group for i in sorted(out)]
         folds = [fold for i, fold in enumerate(folds) if i not in out]
@@ -86,6 +89,21 @@ class _Comparison:
         real = taken(given, torch.randperm(sample_count(given), generator=generator)[:COMPARED])
         self._inputs = joined([real, fresh_inputs(given, COMPARED, generator)])
         self._outputs = self._run(model)
+        self._model, self._generator = model, generator
+
+    @cached_property
+    def limit(self) -> float:
+        """What counts as no move: the constant, or more where the original moves as much when its own weights
+        are rounded anew (up to a hundred times the constant): deep networks amplify rounding.
+        """
+        dtype = parameter_dtype(self._model)
+        rounded = copy.deepcopy(self._model).cpu().double()
+        with torch.no_grad():
+            for parameter in rounded.parameters():
+                sign = torch.randint(2, parameter.shape, generator=self._generator).double() * 2 - 1
+                parameter.mul_(1 + 0.5 * torch.finfo(dtype).eps * sign)
+        own = self.moved(rounded)
+        return min(max(MOVED[dtype], 3 * own), 100 * MOVED[dtype])
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         net = copy.deepcopy(model).cpu().double().eval()
