@@ -13,7 +13,7 @@ from torch import nn
 from compressor import pipeline
 from compressor.deliver import write
 from compressor.options import Options, parse_align, parse_keep
-from compressor.pipeline import Outcome
+from compressor.outcome import Outcome
 from compressor.recording import assemble
 from compressor.records import Verdict
 from compressor.sources.data import data_of

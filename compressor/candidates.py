@@ -15,9 +15,7 @@ from compressor.planning.search import Tuned
 from compressor.records import Plan
 from compressor.sources.samples import Samples
 from compressor.stages import Report, Workshop
-from compressor.units.cut import keep_mask
-from compressor.units.graph import UnitGraph
-from compressor.units.sizes import Sizes
+from compressor.units.sizes import size_of
 from compressor.verify.accuracy import Outputs, class_scores, hits, outputs_of
 
 
@@ -29,12 +27,6 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
-
-
-def size_of(work: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Parameters and multiply-accumulates per sample if only `kept` stays."""
-    sizes, mask = Sizes(work, graph), keep_mask(graph, kept)
-    return {measure: sizes.total(measure, mask) for measure in ("params", "macs")}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from compressor.options import Options
-from compressor.pipeline import Outcome
+from compressor.outcome import Outcome
 from compressor.records import SCHEMA_VERSION
 from compressor.sources.samples import Samples
 from compressor.sources.splits import Data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import random
 import warnings
@@ -17,7 +18,6 @@ from planted import Depthwise, Residual
 from torch import Tensor, nn
 
 import compressor
-from compressor import pipeline
 
 Network = tuple[nn.Module, Any]
 N = 240
@@ -132,20 +132,24 @@ def test_nothing_given_is_changed(name: str) -> None:
     assert result.verdict.metric == ("accuracy" if name == "two inputs" else "agreement")
 
 
-@pytest.mark.parametrize("stage", ["find_units", "findings", "search", "_judge"])
+@pytest.mark.parametrize(
+    "stage", ["workbench.find_units", "workbench.findings", "pipeline.search", "pipeline.judge_candidates"]
+)
 @pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_changed_by_a_failure(
     stage: str, fault: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data = made("training")
     before = state(model)
-    work = getattr(pipeline, stage)
+    module, _, name = stage.partition(".")
+    room = importlib.import_module(f"compressor.{module}")
+    work = getattr(room, name)
 
     def broken(*args: Any, **kwargs: Any) -> None:
         work(*args, **kwargs)
         raise fault("midway")
 
-    monkeypatch.setattr(pipeline, stage, broken)
+    monkeypatch.setattr(room, name, broken)
     with pytest.raises(fault, match="midway"):
         compressor.compress(model, data, max_drop=60, align=1)
     assert state(model) == before

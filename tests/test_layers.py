@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "compressor"
 FLOORS = {
     "errors": 0, "records": 0, "algebra": 1, "units": 2, "sources": 3, "observe": 4, "findings": 5, "planning": 6,
     "training": 7, "surgery": 7, "verify": 8, "export": 8, "report": 9, "recipe": 9, "options": 9, "stages": 10,
-    "candidates": 11, "pipeline": 12, "recording": 13, "verification": 13, "deliver": 14, "api": 15, "analysis": 15,
-    "progress": 15, "launch": 15, "jobs": 16, "capacity": 16, "__init__": 17, "cli": 17, "__main__": 18,
+    "candidates": 11, "outcome": 11, "workbench": 12, "judgement": 13, "pipeline": 14, "recording": 15,
+    "verification": 15, "deliver": 16, "api": 17, "analysis": 17, "progress": 17, "launch": 17, "jobs": 18,
+    "capacity": 18, "__init__": 19, "cli": 19, "__main__": 20,
 }  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 FILES = sorted(PACKAGE.rglob("*.py"))

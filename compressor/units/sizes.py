@@ -6,12 +6,13 @@ arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from compressor.units.cut import positions
+from compressor.units.cut import keep_mask, positions
 from compressor.units.graph import UnitGraph
 
 
@@ -63,6 +64,12 @@ class Sizes:
                 rest *= count - np.bincount(mine, minlength=self._n)[units]
             saved[units] += box.scale * (float(np.prod(counts, initial=1.0)) - rest)
         return saved
+
+
+def size_of(work: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Parameters and multiply-accumulates per sample if only `kept` stays."""
+    sizes, mask = Sizes(work, graph), keep_mask(graph, kept)
+    return {measure: sizes.total(measure, mask) for measure in ("params", "macs")}
 
 
 def _box(shape: tuple[int, ...], amount: float, lines: dict[int, np.ndarray]) -> _Box:

@@ -1,0 +1,146 @@
+"""Judging what was built: candidates in a fixed order, each as it will be delivered, on the judge split."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from compressor.candidates import Made, search_row, timed
+from compressor.options import Options
+from compressor.outcome import Outcome
+from compressor.planning.search import Candidate
+from compressor.records import Verdict
+from compressor.stages import floating
+from compressor.verify import judge as judging
+from compressor.verify.accuracy import Outputs, hits, outputs_of
+from compressor.verify.fidelity import fidelity
+from compressor.verify.judge_data import before_work, training_data_warning
+from compressor.workbench import Bench, Start
+
+
+class Courtroom:
+    """The judge split, opened once: the original's outputs on it, and those of every network that was asked for."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.original = outputs_of(_as_given(start.work, start.model), start.data.judge)
+        self._after: dict[int, Outputs] = {}
+
+    def after(self, made: Made) -> Outputs:
+        """Outputs of a candidate as it will be delivered."""
+        if id(made) not in self._after:
+            network = _as_given(made.model, self.start.model)
+            self._after[id(made)] = outputs_of(network, self.start.data.judge, check=False)
+        return self._after[id(made)]
+
+    def verdict(self, made: Made) -> Verdict:
+        """The paired comparison with the original."""
+        return verdict_of(self.original, self.after(made), self.start.options)
+
+    def sequence(self, candidates: Sequence[Candidate[Made]]) -> judging.Selection:
+        """Judge from the largest to the smallest (`candidates` are in that order), to the first that does not pass."""
+
+        def ask(made: Made) -> Callable[[], Verdict]:
+            return lambda: self.verdict(made)
+
+        entries = [judging.Candidate(f"{c.share:.4f}", c.built.size["params"], ask(c.built)) for c in candidates]
+        return judging.fixed_sequence(entries)
+
+
+def judge_candidates(bench: Bench, candidates: Sequence[Candidate[Made]]) -> Outcome:
+    """Certify all, fix their order, open the judge split, and judge from the largest to the smallest.
+
+    The outcome is that of the smallest that passed, or of the largest where none did.
+    """
+    start, outcome, tried = bench.start, bench.outcome, bench.builder.tried
+    certified(bench, candidates)
+    warn_before(outcome, start)
+    outcome.search = [search_row(made, tuned, outcome.original_size, bench.before) for made, tuned in tried]
+    order = [made for made, _ in tried]
+    with timed(start.seconds, "verdict"):
+        start.report("verdict", 0.0)
+        court = Courtroom(start)
+        warn_of_training(outcome, court.original, bench.before)
+        ranked = sorted(candidates, key=lambda c: -c.built.size["params"])
+        selection = court.sequence(ranked)
+    for candidate, verdict in zip(ranked, selection.verdicts, strict=False):
+        outcome.search[order.index(candidate.built)]["judged"] = verdict.as_dict()
+    chosen = ranked[selection.winner or 0].built
+    outcome.search[order.index(chosen)]["selected"] = True
+    take(outcome, chosen, court, selection.verdict)
+    return outcome
+
+
+def certified(bench: Bench, candidates: Sequence[Candidate[Made]]) -> None:
+    """Prove of every candidate that its units are those of its plan. Raises ModelError."""
+    with timed(bench.start.seconds, "certify"):
+        for candidate in candidates:
+            bench.shop.certify(candidate.built.model, candidate.built.plan)
+
+
+def take(outcome: Outcome, chosen: Made, court: Courtroom, verdict: Verdict) -> None:
+    """Make `chosen` what the outcome is about."""
+    outcome.model = chosen.model
+    if not chosen.plan.kept:
+        outcome.nothing_to_do = "every unit stays at the size that was asked for"
+    outcome.plan, outcome.size, outcome.verdict = chosen.plan, chosen.size, verdict
+    outcome.fidelity = fidelity(court.original, court.after(chosen), court.original.labels).as_dict()
+    outcome.judged_on = court.original
+
+
+def judge_plain(outcome: Outcome, start: Start) -> None:
+    """The verdict on a network that is the original."""
+    before = outputs_of(start.work, start.data.judge)
+    outcome.verdict = verdict_of(before, before, start.options)
+    outcome.fidelity = fidelity(before, before, before.labels).as_dict()
+    outcome.judged_on = before
+
+
+def _as_given(network: nn.Module, original: nn.Module) -> nn.Module:
+    """What will be delivered: networks of half precision are worked on in float32 and judged in their own dtype."""
+    half = floating(original).itemsize < 4
+    return finished(copy.deepcopy(network), original, next(network.parameters()).device) if half else network
+
+
+def finished(small: nn.Module, original: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """The result in the original's dtypes and grad flags, on its device, in eval mode."""
+    first = next(original.parameters())
+    small = small.to(device or first.device)
+    dtypes = {name: t.dtype for name, t in [*original.named_parameters(), *original.named_buffers()]}
+    flags = {name: p.requires_grad for name, p in original.named_parameters()}
+    for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtypes.get(name, first.dtype))
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(flags.get(name, True))
+        parameter.grad = None
+    return small.eval()
+
+
+def verdict_of(before: Outputs, after: Outputs, options: Options) -> Verdict:
+    """By the labels, else by agreement, as the options ask."""
+    metric = "agreement" if before.labels is None else "accuracy"
+    return judging.judge(
+        before, after, before.labels, allowed=options.max_drop, confidence=options.confidence, metric=metric
+    )
+
+
+def warn_before(outcome: Outcome, start: Start) -> None:
+    """A warning where the judge split is too small to pass anything."""
+    warning = before_work(len(start.data.judge), start.options.confidence, start.options.max_drop)
+    if warning is not None:
+        outcome.warnings.append(warning)
+
+
+def warn_of_training(outcome: Outcome, judged: Outputs, tuned: Outputs) -> None:
+    """A warning where there are no labels, or where the judge data looks like training data."""
+    if judged.labels is None or tuned.labels is None:
+        outcome.warnings.append("No labels: the verdict is on agreement with the original.")
+        return
+    shares = [100.0 * float(hits(o.logits, o.labels).double().mean()) for o in (judged, tuned) if o.labels is not None]
+    warning = training_data_warning(shares[0], len(judged.logits), shares[1], len(tuned.logits))
+    if warning is not None:
+        outcome.warnings.append(warning)

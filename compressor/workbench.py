@@ -1,0 +1,144 @@
+"""What stands ready before anything is built: units, findings, paths, allocator and builder, each made once.
+
+One candidate, a search and a whole frontier are built on the same bench.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from compressor.candidates import Builder, timed
+from compressor.errors import ModelError
+from compressor.export.block import measured_block
+from compressor.findings.ablation import confirm_removable
+from compressor.findings.removable import predicted_losses
+from compressor.findings.summary import findings
+from compressor.findings.thresholds import Thresholds
+from compressor.findings.together import measured_limit
+from compressor.options import Options
+from compressor.outcome import Outcome, untouched
+from compressor.planning.allocation import Allocator
+from compressor.planning.paths import Path
+from compressor.sources.models import refuse_infinite_weights
+from compressor.sources.samples import Samples
+from compressor.sources.splits import Data, refuse_labels
+from compressor.stages import Report, Workshop, find_units, pick_device, silent, working_copy
+from compressor.units.graph import UnitGraph
+from compressor.verify.accuracy import Outputs, outputs_of
+from compressor.verify.judge_data import refuse_overlap
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that was checked against its data, and its units: where every kind of run begins."""
+
+    model: nn.Module
+    """As it was given; nothing is done to it."""
+    work: nn.Module
+    """The copy that is worked with, on the device."""
+    graph: UnitGraph
+    data: Data
+    options: Options
+    report: Report = silent
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def frozen(self) -> bool:
+        """True if no unit may go."""
+        return all(group.frozen is not None for group in self.graph.groups)
+
+    def untouched(self, why: str | None = None) -> Outcome:
+        """The outcome that leaves the model as it is."""
+        return untouched(self.model, self.work, self.graph, why)
+
+
+def prepare(model: nn.Module, data: Data, options: Options, report: Report = silent) -> Start:
+    """Check model and data before any work, and find the units.
+
+    Raises CompressorErrors for a model or data that cannot be worked with.
+    """
+    seconds: dict[str, float] = {}
+    refuse_infinite_weights(model, "model")
+    work = working_copy(model, pick_device(options.device))
+    with timed(seconds, "check"):
+        report("check", 0.0)
+        probe = outputs_of(work, some(data.calibrate, 64))
+        for part in (data.calibrate, data.tune, data.judge):
+            if part.labels is not None and probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
+                refuse_labels(part, probe.logits.shape[1])
+        refuse_overlap(data.judge, {"calibrate": data.calibrate, "tune": data.tune})
+    with timed(seconds, "units"):
+        report("units", 0.0)
+        graph = find_units(work, data.calibrate, options.seed)
+    if graph.layers == 0:
+        raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
+    return Start(model, work, graph, data, options, report, seconds)
+
+
+def some(samples: Samples, count: int) -> Samples:
+    """The first `count` samples."""
+    return samples.take(range(min(count, len(samples))), name=samples.name)
+
+
+def explained(start: Start) -> tuple[Workshop, Outcome]:
+    """Statistics of all taps; findings per unit, and a sample of them confirmed by real ablation."""
+    options, data, thresholds = start.options, start.data, Thresholds()
+    shop, outcome = Workshop.open(start.work, start.graph, data.calibrate, options.seed), start.untouched()
+    with timed(start.seconds, "observe"):
+        shop.measure(start.report)
+    with timed(start.seconds, "findings"):
+        start.report("findings", 0.0)
+        predicted, samples = predicted_losses(shop.model, shop.graph, shop.statistics), some(data.tune, 512)
+        below = measured_limit(shop.model, shop.graph, predicted, samples, thresholds.removable)
+        outcome.found = findings(shop.model, shop.graph, shop.statistics, thresholds, below=below)
+        outcome.thresholds = {**asdict(thresholds), "removable_below": below}
+        agreement = confirm_removable(
+            shop.model, shop.graph, outcome.found, samples, predicted, seed=options.seed, below=thresholds.removable
+        )
+        outcome.ablation = agreement.as_dict()
+    return shop, outcome
+
+
+@dataclass
+class Bench:
+    """Everything from which candidates of any size are built; `outcome` has the findings and the alignment."""
+
+    start: Start
+    shop: Workshop
+    outcome: Outcome
+    measure: str
+    paths: list[Path]
+    allocator: Allocator
+    before: Outputs
+    """The original on the tune split."""
+    builder: Builder
+
+    @property
+    def smallest(self) -> float:
+        """The least share of the measure that can be built."""
+        return self.allocator.smallest(self.measure) / self.allocator.sizes.total(self.measure, self.allocator.full())
+
+
+def open_bench(start: Start, measure: str) -> Bench:
+    """Statistics, findings, paths and alignment, for candidates whose size is told by `measure`."""
+    shop, outcome = explained(start)
+    with timed(start.seconds, "paths"):
+        paths = shop.paths(measure, start.report)
+    with timed(start.seconds, "align"):
+        block, outcome.align = _block(start.options)
+    allocator = Allocator(start.graph, paths, shop.sizes, block)
+    tune = start.data.tune
+    before = outputs_of(start.work, tune)
+    builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report)
+    return Bench(start, shop, outcome, measure, paths, allocator, before, builder)
+
+
+def _block(options: Options) -> tuple[int, dict[str, Any]]:
+    if options.align != "auto":
+        return options.align, {"block": options.align, "why": "as given (--align)"}
+    block = measured_block(seed=options.seed)
+    why = "measured in onnxruntime on this machine" if block.block > 1 else "measured: no block saves time here"
+    return block.block, {"block": block.block, "why": why, "measured": block.as_dict()}
