@@ -107,13 +107,26 @@ def run(
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="output folder (or the recipe's)")] = None,
     resume: Resume = False, force: Force = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Run a recipe: train the network if it says so, compress it, judge it, export it."""
+    """Run a recipe: train the network if it says so, compress it, judge it, export it; or compare methods."""
     from compressor.jobs import from_recipe
     from compressor.recipe import load_recipe
 
     content, base = load_recipe(recipe)
+    if content.compare is not None:
+        _compare(content, base, out or content.out or Path(recipe).stem, resume, force, as_json)
+        return
     job = from_recipe(content, base, _typed())
     _run_job(job, out or content.out or Path(recipe).stem, resume, force, as_json)
+
+
+def _compare(content: Any, base: Path, out: str, resume: bool, force: bool, as_json: bool) -> None:
+    from compressor.comparison.study import run_comparison
+    from compressor.progress import shown
+    from compressor.report.curves import comparison_view
+
+    with shown(Console(stderr=True), as_json) as report:
+        found = run_comparison(content, base, out, resume=resume, force=force, command=_typed(), report=report)
+    _emit(found, lambda: comparison_view(found), as_json)
 
 
 @app.command()

@@ -69,6 +69,17 @@ class CompressSection(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class CompareSection(Section):
+    """Methods side by side on the recipe's network; drop, confidence and recovery are those of `compress`."""
+
+    methods: dict[str, str] = Field(description="name -> ours, small_from_scratch, or path/file.py:function?argument=1")
+    sizes: tuple[Share, ...] = Field(min_length=1, description="shares that each method is asked to keep")
+    measure: Literal["params", "macs"] = "params"
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    only: dict[str, tuple[Share, ...]] = Field(default={}, description="name -> the sizes that it alone is asked for")
+    stop_at: float = Field(default=3.0, gt=0, description="points lost at which a method is asked for no smaller size")
+
+
 class Recipe(Section):
     """One run: a network, its data, optionally its training, and how to compress it."""
 
@@ -81,6 +92,7 @@ class Recipe(Section):
     data_args: dict[str, int | float | bool | str | None] = Field(default={}, description="the factory's arguments")
     train: TrainSection | None = None
     compress: CompressSection = CompressSection()
+    compare: CompareSection | None = Field(default=None, description="compare methods instead of compressing once")
     out: str | None = Field(default=None, description="output folder, relative to the working directory")
 
     @property
@@ -198,6 +210,7 @@ def _keys_at(steps: tuple[int | str, ...]) -> list[str]:
         (): Recipe,
         ("train",): TrainSection,
         ("compress",): CompressSection,
+        ("compare",): CompareSection,
     }
     return list(sections[steps].model_fields) if steps in sections else []
 

@@ -1,0 +1,1 @@
+"""Methods side by side: the same networks, data, sizes and paired test for ours and for its peers."""

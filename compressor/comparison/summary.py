@@ -1,0 +1,66 @@
+"""All cells of a comparison -> curves, the smallest share at the allowed loss, and ours against the best peer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compressor.comparison.curves import Reached, best_peer, ratio, reached
+from compressor.comparison.methods import BUILT_IN
+from compressor.recipe import Recipe, resolved
+from compressor.recording import machine, versions
+
+SUMMARY, PICTURE = "compare.json", "compare.svg"
+
+
+def summary(recipe: Recipe, networks: Sequence[Mapping[str, Any]], cells: Path, command: str | None) -> dict[str, Any]:
+    """Everything that the tables and pictures of a comparison are made of."""
+    assert recipe.compare is not None
+    seeds = [network["seed"] for network in networks]
+    found = [json.loads(path.read_bytes()) for path in sorted(cells.glob("*.json"))]
+    measure, allowed = recipe.compare.measure, recipe.compress.max_drop
+    methods: dict[str, Any] = {}
+    for name in recipe.compare.methods:
+        mine = [cell for cell in found if cell["method"] == name and cell["seed"] in seeds]
+        ends = {seed: _reached(mine, seed, measure, allowed) for seed in seeds}
+        methods[name] = {
+            "cells": sorted(mine, key=lambda cell: (cell["seed"], -cell["share"])),
+            "reached": {str(seed): asdict(end) for seed, end in ends.items()},
+        }
+    return {
+        "recipe": resolved(recipe),
+        "networks": list(networks),
+        "measure": measure,
+        "allowed": allowed,
+        "methods": methods,
+        "against": _against(methods, [str(seed) for seed in seeds]),
+        "versions": versions(),
+        "machine": machine(),
+        "command": command,
+    }
+
+
+def _reached(cells: Sequence[Mapping[str, Any]], seed: int, measure: str, allowed: float) -> Reached:
+    points = [(cell[measure], cell["lost"]) for cell in cells if cell["seed"] == seed and "error" not in cell]
+    return reached(points, allowed)
+
+
+def _against(methods: Mapping[str, Any], seeds: list[str]) -> dict[str, Any] | None:
+    """Ours against the best peer and against training small, as ratios of the shares reached."""
+    if "ours" not in methods:
+        return None
+
+    def shares(name: str) -> list[float]:
+        return [methods[name]["reached"][seed]["share"] for seed in seeds]
+
+    peers = {name: shares(name) for name in methods if name not in BUILT_IN}
+    found: dict[str, Any] = {}
+    if peers:
+        best = best_peer(peers)
+        found["best_peer"] = {"method": best, **asdict(ratio(peers[best], shares("ours")))}
+    if "small_from_scratch" in methods:
+        found["small_from_scratch"] = asdict(ratio(shares("small_from_scratch"), shares("ours")))
+    return found

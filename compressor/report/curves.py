@@ -1,0 +1,78 @@
+"""Size against accuracy lost for the methods of a comparison: an SVG that stands alone, and a table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.table import Table
+
+OURS = "ours"
+_WORDS = {"params": "parameters kept", "macs": "multiply-accumulates kept"}
+
+
+@matplotlib.style.context("default")
+def comparison_picture(found: Mapping[str, Any]) -> str:
+    """Points of all seeds, joined per method by the mean of each size; losses above the frame are cut off."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    top = 4 * found["allowed"]
+    names = sorted(found["methods"], key=lambda name: (name != OURS, name))
+    for place, name in enumerate(names):
+        cells = [cell for cell in found["methods"][name]["cells"] if "error" not in cell]
+        rows = [_mean(cells, share, found["measure"]) for share in sorted({cell["share"] for cell in cells})]
+        bold = name == OURS
+        color = "black" if bold else f"C{place - 1}"
+        shares, lost = [1.0, *(r[0] for r in rows[::-1])], [0.0, *(r[1] for r in rows[::-1])]
+        axes.plot(shares, lost, color=color, linewidth=2.2 if bold else 1.1, label=name, zorder=3 if bold else 2)
+        axes.scatter(
+            [c[found["measure"]] for c in cells], [c["lost"] for c in cells], s=10, color=color, zorder=3, linewidths=0
+        )
+    axes.axhline(found["allowed"], color="0.4", linewidth=1, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_ylim(top, -0.35 * top)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_minor_formatter(PercentFormatter(1.0, decimals=0))
+    axes.tick_params(axis="x", which="minor", labelsize=6)
+    axes.set_xlabel(f"{_WORDS[found['measure']]} (log scale)")
+    axes.set_ylabel("accuracy lost, percentage points")
+    axes.legend(fontsize=7, ncols=2, frameon=False, loc="lower left")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "comparison", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _mean(cells: list[Mapping[str, Any]], share: float, measure: str) -> tuple[float, float]:
+    mine = [cell for cell in cells if cell["share"] == share]
+    return sum(c[measure] for c in mine) / len(mine), sum(c["lost"] for c in mine) / len(mine)
+
+
+def comparison_view(found: Mapping[str, Any]) -> Table:
+    """One row per method: the smallest share at the allowed loss for each seed, and points lost per size."""
+    sizes = sorted({c["share"] for m in found["methods"].values() for c in m["cells"]}, reverse=True)
+    seeds = [network["seed"] for network in found["networks"]]
+    table = Table(title=f"{_WORDS[found['measure']]} at no more than {found['allowed']:g} points lost", box=None)
+    for heading in ["method", *(f"seed {seed}" for seed in seeds), *(f"{size:.0%}" for size in sizes)]:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for name, method in sorted(found["methods"].items(), key=lambda pair: _order(pair[1])):
+        ends = [method["reached"][str(seed)] for seed in seeds]
+        good = [cell for cell in method["cells"] if "error" not in cell]
+        lost = [
+            f"{_mean(good, size, found['measure'])[1]:.2f}" if any(c["share"] == size for c in good) else ""
+            for size in sizes
+        ]
+        table.add_row(name, *(f"{'<' if e['censored'] else ''}{e['share']:.1%}" for e in ends), *lost)
+    return table
+
+
+def _order(method: Mapping[str, Any]) -> float:
+    shares = [end["share"] for end in method["reached"].values()]
+    return sum(shares) / len(shares)
