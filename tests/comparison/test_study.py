@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.comparison.methods import width_for
+from compressor.comparison.study import run_comparison
+from compressor.comparison.task import Task, size
+from compressor.errors import UsageError
+from compressor.recipe import Recipe
+from compressor.report.curves import comparison_picture, comparison_view
+from compressor.sources.data import load_data
+
+ROOT = Path(__file__).parent.parent.parent
+METHODS = {
+    "ours": "ours",
+    "small_from_scratch": "small_from_scratch",
+    "broken": "methods.py:broken",
+    "first": "methods.py:first_units",
+}
+PEER = """
+from torch import nn
+import copy
+
+def broken(task):
+    raise RuntimeError("out of order")
+
+def first_units(task):
+    # keeps the first hidden units: a bad method, but an honest one
+    def build(share):
+        model = copy.deepcopy(task.model)
+        count = max(1, int(share * model[1].out_features))
+        new = nn.Linear(64, count), nn.Linear(count, 10)
+        new[0].weight.data, new[0].bias.data = model[1].weight.data[:count], model[1].bias.data[:count]
+        new[1].weight.data, new[1].bias.data = model[3].weight.data[:, :count], model[3].bias.data
+        return nn.Sequential(nn.Flatten(), new[0], nn.ReLU(), new[1])
+    return build
+
+def net(width=1.0):
+    hidden = max(2, round(48 * width))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+"""
+
+
+def recipe(**changes: object) -> Recipe:
+    compare = {"methods": METHODS, "sizes": [0.6, 0.3], "seeds": [0, 1], "only": {"small_from_scratch": [0.3]}}
+    plain = {"model": "methods.py:net", "data": "digits", "train": {"epochs": 4, "batch": 64}, "compare": compare}
+    return Recipe.model_validate({**plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("recipe")
+    (base / "methods.py").write_text(PEER)
+    run_comparison(recipe(), base, base / "out")
+    return base, base / "out"
+
+
+def test_every_method_is_measured_at_every_size_of_every_seed(study: tuple[Path, Path]) -> None:
+    found = json.loads((study[1] / "compare.json").read_text())
+    ours = found["methods"]["ours"]["cells"]
+    assert [(cell["seed"], cell["share"]) for cell in ours] == [(0, 0.6), (0, 0.3), (1, 0.6), (1, 0.3)]
+    assert all(cell["params"] <= cell["share"] and cell["verdict"]["samples"] == 700 for cell in ours)
+    assert [cell["share"] for cell in found["methods"]["small_from_scratch"]["cells"]] == [0.3, 0.3]
+    assert found["against"]["best_peer"]["method"] == "first"
+    assert found["against"]["best_peer"]["value"] > 1
+
+
+def test_a_fault_of_a_method_is_a_result(study: tuple[Path, Path]) -> None:
+    cells = json.loads((study[1] / "compare.json").read_text())["methods"]["broken"]["cells"]
+    assert [cell["error"] for cell in cells] == ["RuntimeError: out of order"] * 2  # once per seed, then no more
+
+
+def test_picture_and_table_show_every_method(study: tuple[Path, Path]) -> None:
+    found = json.loads((study[1] / "compare.json").read_text())
+    assert (study[1] / "compare.svg").read_text() == comparison_picture(found)
+    assert "first" in comparison_picture(found)
+    assert comparison_view(found).row_count == len(METHODS)
+
+
+def test_resuming_runs_only_what_is_missing(study: tuple[Path, Path]) -> None:
+    base, out = study
+    cells = sorted((out / "cells").glob("*.json"))
+    gone = out / "cells" / "seed1-ours-0.3000.json"
+    before = json.loads(gone.read_text())
+    gone.unlink()
+    times = {path: path.stat().st_mtime_ns for path in cells if path != gone}
+    run_comparison(recipe(), base, out, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    after = json.loads(gone.read_text())
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_cells_of_another_recipe_are_not_mixed_with_these(study: tuple[Path, Path]) -> None:
+    base, out = study
+    with pytest.raises(UsageError, match="another recipe"):
+        run_comparison(recipe(train={"epochs": 5}), base, out, resume=True)
+
+
+def test_size_is_what_torch_counts() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10))
+    assert size(model, torch.zeros(2, 1, 8, 8)) == {"params": 36 + 2570, "macs": 36 * 64 + 2560}
+
+
+def test_the_narrow_network_is_the_widest_that_fits() -> None:
+    def make(width: float) -> nn.Module:
+        hidden = max(1, round(48 * width))
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+    task = Task(make(1.0), load_data("digits"), "params", 0, make)
+    target = 0.3 * task.size(task.model)
+    width = width_for(task, 0.3)
+    assert task.size(make(width)) <= target < task.size(make(width + 1 / 48))
+
+
+def test_a_recipe_without_the_section_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="compare"):
+        run_comparison(Recipe(model="torchvision:resnet18", data="digits"), tmp_path, tmp_path / "out")
