@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
-NAMES = ("strength", "exact_zoo")
+NAMES = ("strength", "compare", "exact_zoo", "latency", "costs")
 
 
 def strength(content: dict[str, Any]) -> str:
@@ -46,12 +46,67 @@ def exact_zoo(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def latency(content: dict[str, Any]) -> str:
+    """Measured latency against multiply-accumulates, aligned and not."""
+    lines = ["| network | align | parameters | MACs | latency | latency / MACs |", "|---|---|---|---|---|---|"]
+    for row in content["rows"]:
+        for made in row["results"]:
+            low, high = made["interval"]
+            shares = f"{100 * made['params']:.1f} % | {100 * made['macs']:.1f} %"
+            time = f"{100 * made['latency']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+            block = f"{made['align']} ({made['block']})" if made["align"] == "auto" else made["align"]
+            lines.append(f"| {row['network']} | {block} | {shares} | {time} | {made['latency_over_macs']:.2f} |")
+    return "\n".join(lines)
+
+
+def costs(content: dict[str, Any]) -> str:
+    """What the stages cost, as ratios of interleaved repeats."""
+    lines = ["| network | statistics / forward + backward | all paths / statistics |", "|---|---|---|"]
+    for row in content["stages"]:
+        lines.append(f"| {row['network']} | {row['statistics_over_plain']:.2f} | {row['paths_over_statistics']:.2f} |")
+    wide, whole = content["path_of_4096_units_seconds"], content["compress_resnet_keep_seconds"]
+    lines += [
+        "",
+        f"The path of a layer of 4,096 units: {wide:.0f} s; all of `compress --keep` on the resnet: {whole:.0f} s",
+    ]
+    return "\n".join(lines) + f" ({content['threads']} threads)."
+
+
+def compare(contents: dict[str, dict[str, Any]]) -> str:
+    """Share kept at the allowed loss: ours, the best peer's, a narrow network trained from scratch; over seeds."""
+    lines = [
+        "| network | measure | seeds | ours | best peer | peer / ours | lost by a narrow network trained from scratch (ours) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, content in sorted(contents.items()):
+        against, seeds = content["against"], len(content["networks"])
+        best = against["best_peer"]
+        rows = against.get("small_from_scratch", [])
+        ours, peer = _shares(content, "ours"), _shares(content, best["method"])
+        low, high = best["interval"] or (None, None)
+        bounds = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+        ratio = f"**{best['value']:.2f}**{bounds}"
+        narrow = ", ".join(f"{row['lost']:.2f} ({row['ours_lost']:.2f}) at {row['share']:.0%}" for row in rows)
+        head = f"| {name.removesuffix('_macs')} | {content['measure']} | {seeds}"
+        lines.append(f"{head} | {ours} | {peer} ({best['method']}) | {ratio} | {narrow} |")
+    return "\n".join(lines)
+
+
+def _shares(content: dict[str, Any], method: str) -> str:
+    ends = content["methods"][method]["reached"].values()
+    return ", ".join(f"{'<' if end['censored'] else ''}{100 * end['share']:.1f}" for end in ends) + " %"
+
+
 def table(name: str) -> str:
     """One table, or a line that says that it has not been measured."""
+    if name == "compare":
+        found = {p.stem.removeprefix("compare_"): json.loads(p.read_text()) for p in RESULTS.glob("compare_*.json")}
+        return compare(found) if found else "*(not measured yet)*"
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         return "*(not measured yet)*"
-    return {"strength": strength, "exact_zoo": exact_zoo}[name](json.loads(path.read_text()))
+    write = {"strength": strength, "exact_zoo": exact_zoo, "latency": latency, "costs": costs}[name]
+    return write(json.loads(path.read_text()))
 
 
 def filled(text: str) -> str:

@@ -89,7 +89,7 @@ def test_shipped_recipes_build_their_network(name):
     loaded = load_model(recipe.model_spec, base=base)
     with torch.no_grad():
         assert loaded.model(torch.randn(2, *loaded.input_shape)).shape == (2, 10)
-    assert len(shipped_recipes()[name].read_text().splitlines()) < 30
+    assert len(shipped_recipes()[name].read_text().splitlines()) < 45
     assert recipe.train is not None
     assert recipe.description
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from compressor.comparison.curves import Reached, best_peer, ratio, reached
@@ -62,5 +63,18 @@ def _against(methods: Mapping[str, Any], seeds: list[str]) -> dict[str, Any] | N
         best = best_peer(peers)
         found["best_peer"] = {"method": best, **asdict(ratio(peers[best], shares("ours")))}
     if "small_from_scratch" in methods:
-        found["small_from_scratch"] = asdict(ratio(shares("small_from_scratch"), shares("ours")))
+        found["small_from_scratch"] = _same_sizes(methods["small_from_scratch"]["cells"], methods["ours"]["cells"])
     return found
+
+
+def _same_sizes(small: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Points lost by both at the sizes that both were asked for, as means over the seeds that both have."""
+    lost = {(cell["seed"], cell["share"]): cell["lost"] for cell in ours if "error" not in cell}
+    pairs: dict[float, list[tuple[float, float]]] = {}
+    for cell in small:
+        if "error" not in cell and (cell["seed"], cell["share"]) in lost:
+            pairs.setdefault(cell["share"], []).append((cell["lost"], lost[cell["seed"], cell["share"]]))
+    return [
+        {"share": share, "seeds": len(both), "lost": mean(b[0] for b in both), "ours_lost": mean(b[1] for b in both)}
+        for share, both in sorted(pairs.items(), reverse=True)
+    ]

@@ -68,6 +68,8 @@ def test_every_method_is_measured_at_every_size_of_every_seed(study: tuple[Path,
     assert [cell["share"] for cell in found["methods"]["small_from_scratch"]["cells"]] == [0.3, 0.3]
     assert found["against"]["best_peer"]["method"] == "first"
     assert found["against"]["best_peer"]["value"] > 1
+    (both,) = found["against"]["small_from_scratch"]
+    assert both["ours_lost"] == pytest.approx((ours[1]["lost"] + ours[3]["lost"]) / 2)
 
 
 def test_a_fault_of_a_method_is_a_result(study: tuple[Path, Path]) -> None:
