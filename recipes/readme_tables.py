@@ -75,7 +75,7 @@ def costs(content: dict[str, Any]) -> str:
 def compare(contents: dict[str, dict[str, Any]]) -> str:
     """Share kept at the allowed loss: ours, the best peer's, a narrow network trained from scratch; over seeds."""
     lines = [
-        "| network | measure | seeds | ours | best peer | peer / ours | lost by a narrow network trained from scratch (ours) |",
+        "| network | measure | seeds | ours | best peer | peer / ours | trained small: lost (ours) |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, content in sorted(contents.items()):
