@@ -12,6 +12,7 @@ from torch import nn
 
 from compressor import pipeline
 from compressor.deliver import write
+from compressor.observe import from_first
 from compressor.options import Options, parse_align, parse_keep
 from compressor.outcome import Outcome
 from compressor.recording import assemble
@@ -53,9 +54,13 @@ class Result:
         A failed verdict writes the record and the report only, unless `keep_failed`. An earlier result in the
         folder is replaced, file by file; `record` becomes the record that was written. Without `source` (as
         `compressor.sources.models.Source.as_dict` gives it) only `load(DIR, factory=...)` can read the bundle.
-        Raises UsageError where nothing can be written.
+        Of several processes the first writes. Raises UsageError where nothing can be written.
         """
-        return write(self, Path(folder), source=source, keep_failed=keep_failed, onnx=onnx, report=report)
+        path = Path(folder)
+        self.record = from_first(
+            lambda: write(self, path, source=source, keep_failed=keep_failed, onnx=onnx, report=report)
+        )
+        return path
 
 
 def compress(

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from compressor.errors import CompressorError, UsageError
+from compressor.launch import launched
 
 app = typer.Typer(
     name="compressor", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
@@ -73,11 +74,14 @@ def _emit(plain: Any, view: Callable[[], Any], as_json: bool) -> None:
 
 def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> None:
     from compressor.jobs import run
+    from compressor.observe import processes
     from compressor.progress import shown
     from compressor.report.text import analyze_view, summary
 
     with shown(Console(stderr=True), as_json) as report:
         record = run(job, out, resume=resume, force=force, report=report)
+    if processes()[0] > 0:
+        return  # the first process speaks
     files = sorted(path.name for path in Path(out).iterdir() if path.is_file() and not path.name.startswith("."))
     view = analyze_view if job.analyze else lambda record: summary(record, folder=out, files=files)
     _emit(json.loads((Path(out) / "record.json").read_bytes()), lambda: view(record), as_json)
@@ -227,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors become one message on standard error and an exit code (0 to 4, see the README)."""
     _given[:] = sys.argv[1:] if arguments is None else arguments
     try:
-        with _stoppable():
+        with _stoppable(), launched(next(iter(_given), None)):
             code = app(list(_given), prog_name="compressor", standalone_mode=False)
     except _Stopped as stopped:
         again = "repeat the same command with --resume." if {"--out", "run"} & set(_given) else "repeat the command."

@@ -32,10 +32,10 @@ LATENCY_SECONDS = 6.0
 
 def write(
     result: Result, folder: Path, *, source: Mapping[str, Any] | None, keep_failed: bool, onnx: bool, report: Report
-) -> Path:
-    """Write everything, in place of an earlier result; the record comes last: a folder with a record is complete.
+) -> dict[str, Any]:
+    """Write everything, in place of an earlier result, and return the record that was written.
 
-    `result.record` becomes the record that was written.
+    The record comes last: a folder with a record is complete.
     """
     started = time.perf_counter()
     _emptied(folder)
@@ -56,8 +56,7 @@ def write(
     record["files"] = hashes(folder)
     record["seconds"]["export"] = round(time.perf_counter() - started, 3)
     write_record(record, folder)
-    result.record = record
-    return folder
+    return record
 
 
 def write_record(record: dict[str, Any], folder: Path) -> None:

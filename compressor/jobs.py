@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from compressor.api import finished
 from compressor.deliver import write_record
 from compressor.errors import CompressorError, DataError, UsageError
 from compressor.export.files import OUTPUTS, Claim, claim_folder, replacing, to_json, write_text
+from compressor.observe import from_first, in_turn, only_first, processes
 from compressor.options import Options, parse_keep
 from compressor.recipe import Recipe, resolved
 from compressor.recording import assemble
 from compressor.report.record import Record, read_record
-from compressor.sources.checkpoint import file_sha256
+from compressor.sources.checkpoint import file_sha256, weights_sha256
 from compressor.sources.data import Data, load_data
 from compressor.sources.factories import split_query
 from compressor.sources.models import LoadedModel, load_model
@@ -64,7 +65,7 @@ class Job:
             "onnx": self.onnx,
             "analyze": self.analyze,
         }
-        return hashlib.sha256(to_json(asked).encode()).hexdigest()
+        return sha256(to_json(asked).encode()).hexdigest()
 
     @property
     def weights(self) -> Path | None:
@@ -96,15 +97,17 @@ def run(job: Job, out: str | Path, *, resume: bool = False, force: bool = False,
     """Do the job into the folder `out` and return the record that was written.
 
     With `resume` a finished folder of the same request is returned as it is, a half-done one goes on with what is
-    there (the trained network). With `force` an earlier result goes once model and data have been read. Raises
-    CompressorErrors; a folder then holds no network and no record of this job.
+    there (the trained network). With `force` an earlier result goes once model and data have been read. In a process
+    group every process calls this: the first one claims the folder and writes. Raises CompressorErrors; a folder then
+    holds no network and no record of this job.
     """
-    claim = claim_folder(out, resume=resume, force=force)
+    claim = only_first(lambda: claim_folder(out, resume=resume, force=force))
     try:
-        done = _finished(claim, job) if resume else None
-        return done if done is not None else _run(job, claim, report)
+        done = from_first(lambda: _finished(claim, job) if claim is not None and resume else None)
+        return done if done is not None else _run(job, Path(out).expanduser(), claim, report)
     finally:
-        claim.release()
+        if claim is not None:
+            claim.release()
 
 
 def _finished(claim: Claim, job: Job) -> Record | None:
@@ -132,26 +135,54 @@ def _other_request(path: Path) -> UsageError:
     )
 
 
-def _run(job: Job, claim: Claim, report: Report) -> Record:
+def _run(job: Job, folder: Path, claim: Claim | None, report: Report) -> Record:
+    """`claim` is the first process's."""
     report("load", 0.0)
-    _refuse_own_inputs(job, claim.path)
-    data = load_data(job.data, seed=job.options.seed, base=job.base)
-    if not job.options.exact and not job.analyze:
-        report(f"{NOTE}Before work: {decidable(len(data.judge), job.options.confidence)}", 1.0)
-    loaded = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
-    same = (claim.path / REQUEST).is_file() and (claim.path / REQUEST).read_text().strip() == job.fingerprint
-    claim.clear((RECORD, *OUTPUTS) if same else (RECORD, *OUTPUTS, ORIGINAL))
-    write_text(claim.path / REQUEST, job.fingerprint + "\n")
+    _refuse_own_inputs(job, folder)
+    with in_turn():
+        data = load_data(job.data, seed=job.options.seed, base=job.base)
+        if not job.options.exact and not job.analyze:
+            report(f"{NOTE}Before work: {decidable(len(data.judge), job.options.confidence)}", 1.0)
+        loaded = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
+    _refuse_differences(loaded.model, data)
+    only_first(lambda: _begin(job, claim))
     try:
-        model = _trained(job, loaded, data, claim.path, report)
+        model = _trained(job, loaded, data, folder, report)
         if job.analyze:
-            return _analyzed(job, loaded, data, claim.path, report)
-        return _compressed(job, loaded, model, data, claim.path, report)
+            return _analyzed(job, loaded, data, folder, report)
+        return _compressed(job, loaded, model, data, folder, report)
     except CompressorError:
-        claim.clear((RECORD, *OUTPUTS))
-        if not (claim.path / ORIGINAL).is_file():
-            claim.clear((REQUEST,))
+        if claim is not None:
+            claim.clear((RECORD, *OUTPUTS))
+            if not (folder / ORIGINAL).is_file():
+                claim.clear((REQUEST,))
         raise
+
+
+def _begin(job: Job, claim: Claim | None) -> None:
+    """Model and data have been read: an earlier result goes, and the folder says what is being made."""
+    if claim is None:
+        return
+    request = claim.path / REQUEST
+    same = request.is_file() and request.read_text().strip() == job.fingerprint
+    claim.clear((RECORD, *OUTPUTS) if same else (RECORD, *OUTPUTS, ORIGINAL))
+    write_text(request, job.fingerprint + "\n")
+
+
+def _refuse_differences(model: torch.nn.Module, data: Data) -> None:
+    """Several processes add up what they measure: all must have the same network and the same samples in one order."""
+    if processes()[1] == 1:
+        return
+    own = {part: sha256(getattr(data, part).hashes.tobytes()).hexdigest() for part in ("calibrate", "tune", "judge")}
+    own["weights"] = weights_sha256(model)
+    for name, mark in from_first(lambda: own).items():
+        if own[name] != mark:
+            raise DataError(
+                f"the {'network' if name == 'weights' else 'data'} ({name})",
+                "others than in the first process",
+                "the same in every process",
+                "give the factory a seed of its own, and every machine the same files.",
+            )
 
 
 def _refuse_own_inputs(job: Job, folder: Path) -> None:
@@ -177,9 +208,10 @@ def _compressed(
     about = result.assembled
     _note_checkpoint(about, job, loaded)
     if not job.options.exact:
-        about["judge_uses"] = count_use(cache_folder() / "judge_uses.json", data.judge.fingerprint)
+        uses = cache_folder() / "judge_uses.json"
+        about["judge_uses"] = from_first(lambda: count_use(uses, data.judge.fingerprint))
     result.save(folder, source=source, keep_failed=job.keep_failed, onnx=job.onnx, report=report)
-    return read_record(folder / RECORD)
+    return from_first(lambda: read_record(folder / RECORD))
 
 
 def _analyzed(job: Job, loaded: LoadedModel, data: Data, folder: Path, report: Report) -> Record:
@@ -188,8 +220,8 @@ def _analyzed(job: Job, loaded: LoadedModel, data: Data, folder: Path, report: R
         outcome, data, job.options, name=_short_name(job.model), source=loaded.source.as_dict(), command=job.command
     )
     _note_checkpoint(record, job, loaded)
-    write_record(record, folder)
-    return read_record(folder / RECORD)
+    only_first(lambda: write_record(record, folder))
+    return from_first(lambda: read_record(folder / RECORD))
 
 
 def _note_checkpoint(record: dict[str, Any], job: Job, loaded: LoadedModel) -> None:
@@ -220,21 +252,29 @@ def _trained(job: Job, loaded: LoadedModel, data: Data, folder: Path, report: Re
     """The network with its weights: trained by the recipe unless a checkpoint or an earlier try has them."""
     if job.train is None or job.checkpoint is not None:
         return loaded.model
-    kept = folder / ORIGINAL
+    kept, options = folder / ORIGINAL, job.train
+    only_first(lambda: None if kept.is_file() else _train(job, options, loaded, data, kept, report))
     if not kept.is_file():
-        if data.train is None:
-            raise DataError(
-                f"data '{job.data}'",
-                "no training part",
-                "a `train` part, as the recipe trains",
-                "add one, or a checkpoint.",
-            )
-
-        def step(progress: Progress) -> None:
-            report("train", progress.done)
-
-        made, _ = train(loaded.model, data.train, job.train, device="cpu", progress=step)
-        with replacing(kept) as partial:
-            save_file({name: t.detach().clone().contiguous() for name, t in made.state_dict().items()}, partial)
+        raise UsageError(
+            f"output folder '{folder}'", f"no {ORIGINAL} for this process", "a folder that all processes see",
+            "choose a folder that the machines share.",
+        )  # fmt: skip
     loaded.model.load_state_dict(load_file(kept))  # always from the file, so that resuming changes nothing
     return loaded.model.eval()
+
+
+def _train(job: Job, options: TrainOptions, loaded: LoadedModel, data: Data, kept: Path, report: Report) -> None:
+    if data.train is None:
+        raise DataError(
+            f"data '{job.data}'",
+            "no training part",
+            "a `train` part, as the recipe trains",
+            "add one, or a checkpoint.",
+        )
+
+    def step(progress: Progress) -> None:
+        report("train", progress.done)
+
+    made, _ = train(loaded.model, data.train, options, device="cpu", progress=step)
+    with replacing(kept) as partial:
+        save_file({name: t.detach().clone().contiguous() for name, t in made.state_dict().items()}, partial)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compressor.candidates import Made, search_row, timed
+from compressor.observe import from_first
 from compressor.options import Options
 from compressor.outcome import Outcome
 from compressor.planning.search import Candidate
@@ -38,7 +39,8 @@ class Courtroom:
 
     def verdict(self, made: Made) -> Verdict:
         """The paired comparison with the original."""
-        return verdict_of(self.original, self.after(made), self.start.options)
+        after = self.after(made)
+        return from_first(lambda: verdict_of(self.original, after, self.start.options))
 
     def sequence(self, candidates: Sequence[Candidate[Made]]) -> judging.Selection:
         """Judge from the largest to the smallest (`candidates` are in that order), to the first that does not pass."""

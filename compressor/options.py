@@ -50,6 +50,8 @@ def _check_device(name: str) -> None:
     """UsageError for a device that torch does not know, or that this machine does not have."""
     import torch
 
+    from compressor.observe import processes
+
     if name == "auto" or re.fullmatch(r"cpu(:0)?", name):
         return
     there: list[str] = []
@@ -57,6 +59,8 @@ def _check_device(name: str) -> None:
         there += ["cuda", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         there += ["mps", "mps:0"]
+    if processes()[1] > 1:  # each has a device of its own
+        there = [kind for kind in there if ":" not in kind]
     if name not in there:
         raise UsageError("--device", f"{name!r}", f"one of {', '.join(['auto', 'cpu', *there])}", "`auto` picks one.")
 

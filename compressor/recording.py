@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from compressor.observe import processes
 from compressor.options import Options
 from compressor.outcome import Outcome
 from compressor.records import SCHEMA_VERSION
@@ -86,6 +87,7 @@ def assemble(
         "machine": machine(),
         "seed": options.seed,
         "threads": torch.get_num_threads(),
+        "processes": processes()[1],
         "device": str(pick_device(options.device)),
         "data": _data(data),
         "source": dict(source or {}),

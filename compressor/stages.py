@@ -114,8 +114,8 @@ class Workshop:
             done = [0]
 
             def step(count: int, done: list[int] = done) -> None:
-                done[0] += count
-                report("observe", done[0] / len(self.calibrate))
+                done[0] += count * processes()[1]
+                report("observe", min(1.0, done[0] / len(self.calibrate)))
 
             try:
                 self.statistics = observe(

@@ -2,7 +2,7 @@
 
 from compressor.observe.likelihood import first_output, sampled_log_likelihood
 from compressor.observe.passes import memory_of, observe
-from compressor.observe.processes import in_step, processes
+from compressor.observe.processes import from_first, in_step, in_turn, meet, only_first, processes, told
 from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
 from compressor.observe.statistics import Statistics, TapStatistics
 
@@ -14,10 +14,15 @@ __all__ = [
     "TapStatistics",
     "blocks_of",
     "first_output",
+    "from_first",
     "in_step",
+    "in_turn",
+    "meet",
     "memory_of",
     "observe",
+    "only_first",
     "processes",
     "sampled_log_likelihood",
     "takes_constant",
+    "told",
 ]

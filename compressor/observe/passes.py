@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from compressor.algebra.moments import wide
 from compressor.observe.likelihood import first_output, sampled_log_likelihood
-from compressor.observe.processes import in_step, least, processes
+from compressor.observe.processes import connected, in_step, least, processes
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
 from compressor.observe.watchers import Watcher, watching
@@ -27,10 +27,11 @@ BUDGET_SHARE = 0.25
 
 
 def memory_of(device: torch.device) -> float:
-    """Bytes of memory that are there in all: the device's own, else the machine's."""
+    """Bytes of memory that are there in all: the device's own, else this process's part of the machine's."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return whole / max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1) if processes()[1] > 1 else whole
 
 
 def observe(
@@ -64,9 +65,8 @@ def observe(
     for i, part in enumerate(parts):
         watchers = {name: Watcher(reader) for name, reader in part.items()}
         step = None if progress is None else _scaled(progress, i, len(parts), samples)
-        with in_step(device), watching(model, watchers), torch.enable_grad():
-            _agree(model, watchers, batches, device, autocast)
-        with in_step(device), watching(model, watchers), torch.enable_grad():
+        _agree(model, watchers, batches, device, autocast)
+        with in_step(), watching(model, watchers), torch.enable_grad():
             seen = _one_pass(model, watchers, batches, seed, step, autocast)
         found = Statistics({n: w.statistics for n, w in watchers.items() if w.statistics is not None}, seen)
         for one in found.taps.values():
@@ -137,16 +137,17 @@ def _agree(
     rank, world = processes()
     if world == 1:
         return
-    batch = next(iter(batches()), None) if rank == 0 else None
-    if batch is not None:
-        with torch.no_grad():
+    with in_step(), watching(model, watchers), torch.no_grad():
+        batch = next(iter(batches()), None) if rank == 0 else None
+        if batch is not None:
             _forward(model, watchers, batch, autocast)
     for watcher in watchers.values():
         size = watcher.reader.size
         message = torch.zeros(size + 1, dtype=wide(device), device=device)
         if watcher.statistics is not None:
             message[:size], message[size] = watcher.statistics.moments.shift.to(message), 1
-        distributed.broadcast(message, 0)
+        with connected():
+            distributed.broadcast(message, 0)
         watcher.statistics = None
         if bool(message[size]):
             watcher.start(message[:size])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from compressor.algebra.moments import Moments
-from compressor.observe.processes import processes
+from compressor.observe.processes import connected, processes
 
 
 @dataclass
@@ -48,7 +48,8 @@ class Statistics:
         for seen in self.taps.values():
             counts = torch.tensor([seen.moments.count, seen.samples], device=seen.moments.total.device)
             for sums in (counts, seen.moments.total, seen.moments.gram, seen.curvature):
-                distributed.all_reduce(sums)
+                with connected():
+                    distributed.all_reduce(sums)
             seen.moments.count, seen.samples = (int(c) for c in counts.tolist())
         self.samples = max((seen.samples for seen in self.taps.values()), default=self.samples)
         return self

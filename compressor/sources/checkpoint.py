@@ -82,6 +82,15 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 of every parameter and buffer: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _looks_like_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
