@@ -48,13 +48,14 @@ def run_comparison(
         _same_request(claim, recipe, base, force)
         (claim.path / CELLS).mkdir(exist_ok=True)
         data = load_data(recipe.data_spec, base=base)
-        about = []
+        about: list[dict[str, Any]] = []
+        found: dict[str, Any] = {}
         for place, seed in enumerate(recipe.compare.seeds):
             part = _share(report, place, len(recipe.compare.seeds))
             about.append(_one_network(recipe, base, seed, data, methods, claim.path, part))
-        found = summary(recipe, about, claim.path / CELLS, command)
-        write_json(claim.path / SUMMARY, found, sort_keys=False)
-        write_text(claim.path / PICTURE, comparison_picture(found))
+            found = summary(recipe, about, claim.path / CELLS, command)  # so far: whoever stops it has something
+            write_json(claim.path / SUMMARY, found, sort_keys=False)
+            write_text(claim.path / PICTURE, comparison_picture(found))
         return found
     finally:
         claim.release()
