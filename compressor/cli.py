@@ -175,6 +175,23 @@ def verify(
 
 
 @app.command()
+def replay(
+    record: Annotated[str, typer.Argument(metavar="RECORD", help="a record.json, or the folder that it lies in")],
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="keep the second result there")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Do again what a record says, and tell whether the result is the same (exit code 1 if it is not)."""
+    from compressor.progress import shown
+    from compressor.replay import replay as again
+    from compressor.report.views import replay_view
+
+    with shown(Console(stderr=True), as_json) as report:
+        found = again(record, out, report).as_dict()
+    _emit(found, lambda: replay_view(found), as_json)
+    raise typer.Exit(0 if found["same"] else 1)
+
+
+@app.command()
 def export(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a bundle folder")],
     kind: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,17 @@ class Job:
             "analyze": self.analyze,
         }
         return sha256(to_json(asked).encode()).hexdigest()
+
+    def request(self) -> dict[str, Any]:
+        """What `replay` needs to ask for the same again, beside the options."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "checkpoint": self.checkpoint,
+            "base": str((self.base or Path.cwd()).resolve()),
+            "train": None if self.train is None else asdict(self.train),
+            "onnx": self.onnx,
+        }
 
     @property
     def weights(self) -> Path | None:
@@ -206,7 +217,7 @@ def _compressed(
         recipe=job.recipe,
     )  # fmt: skip
     about = result.assembled
-    _note_checkpoint(about, job, loaded)
+    _note_request(about, job, loaded)
     if not job.options.exact:
         uses = cache_folder() / "judge_uses.json"
         about["judge_uses"] = from_first(lambda: count_use(uses, data.judge.fingerprint))
@@ -219,12 +230,13 @@ def _analyzed(job: Job, loaded: LoadedModel, data: Data, folder: Path, report: R
     record = assemble(
         outcome, data, job.options, name=_short_name(job.model), source=loaded.source.as_dict(), command=job.command
     )
-    _note_checkpoint(record, job, loaded)
+    _note_request(record, job, loaded)
     only_first(lambda: write_record(record, folder))
     return from_first(lambda: read_record(folder / RECORD))
 
 
-def _note_checkpoint(record: dict[str, Any], job: Job, loaded: LoadedModel) -> None:
+def _note_request(record: dict[str, Any], job: Job, loaded: LoadedModel) -> None:
+    record["request"] = job.request()
     if job.weights is not None:
         record["options"]["checkpoint"] = str(job.weights.resolve())
         record["options"]["checkpoint_sha256"] = loaded.checkpoint_sha256

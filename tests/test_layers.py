@@ -28,6 +28,7 @@ STOREYS = (
     "deliver",
     "api analysis progress launch",
     "jobs capacity comparison",
+    "replay",
     "__init__ cli",
     "__main__",
 )

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from compressor.report.tables import cells, frozen_table, heading, line, plain_table, worded
 from compressor.report.words import number
 
+MOST_DIFFERENCES = 12
 MOST_LAYERS = 2
 """Layers of a group that are named in a row."""
 
@@ -89,6 +90,21 @@ def doctor_view(facts: Mapping[str, Any]) -> RenderableType:
         parts.append(table)
     problems = [worded(f"problem: {text}", "bold red") for text in facts.get("problems", [])]
     return Group(*parts, *(problems or [worded("No problem found.", "green")]))
+
+
+def replay_view(found: Mapping[str, Any]) -> RenderableType:
+    """Same or not, and where they differ."""
+    if found["same"]:
+        first = worded("The same: the network's file and the record, apart from times.", "green")
+    elif found["network_same"]:
+        first = worded("The network is the same, bit for bit; the record differs.", "yellow")
+    else:
+        first = worded("Not the same.", "bold red")
+    shown = found["differences"][:MOST_DIFFERENCES]
+    more = len(found["differences"]) - len(shown)
+    lines = [worded(f"  {line}") for line in shown] + ([worded(f"  and {more} more")] if more else [])
+    other = [worded(f"Not as it was then: {line}", "yellow") for line in found["other"]]
+    return Group(first, *lines, *other)
 
 
 def _named(layers: list[str]) -> str:

@@ -1,0 +1,165 @@
+"""Run a record again and say whether the result is the same, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.errors import SourceError, UsageError
+from compressor.export.files import clean_partial
+from compressor.jobs import Job, run
+from compressor.options import Options, parse_align, parse_keep
+from compressor.report.record import read_record
+from compressor.sources.checkpoint import file_sha256
+from compressor.stages import Report, silent
+from compressor.training.loop import TrainOptions
+from compressor.verification import ONNX, RECORD
+
+OF_THE_MOMENT = frozenset(
+    {
+        *("align.measured", "align.why", "options.align", "command", "created", "files", "judge_uses", "machine"),
+        *("onnx.latency", "onnx.latency_ratio", "request", "seconds", "versions", "warnings"),
+    }
+)
+"""Parts of a record that tell of the moment, not of the result: times, the machine, how often data was used."""
+
+REPRODUCED = ("model.safetensors", "original.safetensors", ONNX)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Whether a second run gave the same: `same` if the network's file and all of the record but times are equal.
+
+    `differences` are places in the record, or files, with both values; `other` what was not the same before the run
+    (versions, threads): a result may then differ in its last bits.
+    """
+
+    same: bool
+    network_same: bool
+    differences: tuple[str, ...]
+    other: tuple[str, ...]
+    folder: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return dataclasses.asdict(self) | {"differences": list(self.differences), "other": list(self.other)}
+
+
+def replay(record: str | Path, out: str | Path | None = None, report: Report = silent) -> Replay:
+    """Do again what `record` (a record.json, or the folder it lies in) says, and compare.
+
+    With `out` the second result stays there. The number of threads, and widths aligned to a measured block, are taken
+    from the record. Raises SourceError where the record, or a file it was made from, is not there or has changed, and
+    UsageError for a record that was made from Python objects: those cannot be found again.
+    """
+    path = Path(record)
+    path = path / RECORD if path.is_dir() else path
+    old = read_record(path).model_dump(mode="json")
+    job = job_of(old)
+    _refuse_changes(old)
+    with _threads(old["threads"]), _folder(out) as folder:
+        new = run(job, folder, report=report).model_dump(mode="json")
+        clean_partial(folder)
+    files = [
+        f"{name}: {_short(old['files'].get(name))} then, {_short(new['files'].get(name))} now"
+        for name in REPRODUCED
+        if old["files"].get(name) != new["files"].get(name)
+    ]
+    found = [*files, *differences(old, new)]
+    kept = None if out is None else str(out)
+    return Replay(not found, not any(f.startswith(REPRODUCED[0]) for f in files), tuple(found), _other(old, new), kept)
+
+
+def job_of(record: Mapping[str, Any]) -> Job:
+    """The request behind a record. UsageError for a record without one."""
+    asked = record.get("request")
+    if not asked:
+        raise UsageError(
+            "record", "a run on objects that were handed over in Python", "a run of the command line or of a recipe",
+            "repeat the call in Python with the same arguments.",
+        )  # fmt: skip
+    options = dict(record["options"])
+    known = {field.name for field in dataclasses.fields(Options)}
+    chosen = {name: value for name, value in options.items() if name in known}
+    chosen["keep"] = parse_keep(chosen["keep"])
+    if chosen["align"] == "auto" and not chosen["exact"]:
+        chosen["align"] = parse_align(record["align"]["block"])  # measured then; a busy machine might measure another
+    return Job(
+        asked["model"],
+        asked["data"],
+        Options(**chosen),
+        asked["checkpoint"],
+        None if asked["train"] is None else TrainOptions(**asked["train"]),
+        Path(asked["base"]),
+        command=record["command"],
+        recipe=record["recipe"],
+        keep_failed=bool(options.get("keep_failed", False)),
+        onnx=asked["onnx"],
+        analyze=record["mode"] == "analyze",
+    )
+
+
+def differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """Places where two records differ, apart from what is of the moment."""
+    if place in OF_THE_MOMENT:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{place}[{i}]")]
+    return [] if old == new else [f"{place}: {_short(old)} then, {_short(new)} now"]
+
+
+def _refuse_changes(record: Mapping[str, Any]) -> None:
+    """The Python file of the network and the checkpoint must be what they were."""
+    source, options = record["source"], record["options"]
+    for path, mark in [
+        (source.get("place") if source.get("kind") == "file" else None, source.get("sha256")),
+        (options.get("checkpoint"), options.get("checkpoint_sha256")),
+    ]:
+        if path is None or mark is None:
+            continue
+        there = Path(path).is_file()
+        if not there or file_sha256(Path(path)) != mark:
+            raise SourceError(
+                str(path), "a file that has changed since" if there else "no such file",
+                "the file that the record was made from", "restore it.",
+            )  # fmt: skip
+
+
+def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    places = ("versions", "machine")
+    return tuple(d for place in places for d in differences({"-": old[place]}, {"-": new[place]}, place))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="compressor-replay-") as folder:
+        yield Path(folder) / "result"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
