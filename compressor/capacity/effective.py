@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from compressor.options import Options
-from compressor.pipeline import Outcome, compress
+from compressor.outcome import Outcome
+from compressor.pipeline import compress
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent
-
 
 MODEL_OUTPUT = "model output"
 """The reason for which the network's own outputs are frozen: they are no hidden units and are left out."""
@@ -32,7 +32,7 @@ class EffectiveWidth:
 
 @dataclass(frozen=True, slots=True)
 class EffectiveWidths:
-    """All groups of hidden units; they hold only if `verdict` is `passed`: else the network is not shown to need no more."""
+    """All groups of hidden units. The needed units are shown to suffice only where `verdict` is `passed`."""
 
     groups: tuple[EffectiveWidth, ...]
     verdict: str | None

@@ -24,10 +24,10 @@ def test_growth_is_from_end_to_end_and_the_mean_of_ratios_is_not() -> None:
 
 def test_the_end_to_end_estimate_is_unbiased_where_the_mean_of_ratios_is_not() -> None:
     rng = np.random.default_rng(0)
-    noisy = 2.0 ** np.arange(5) * np.exp(0.2 * rng.standard_normal((2_000, 5)))
+    noisy = 2.0 ** np.arange(5) * np.exp(0.2 * rng.standard_normal((600, 5)))
     estimates = [growth(curve).value for curve in noisy]
     ratios = (noisy[:, 1:] / noisy[:, :-1]).mean()
-    assert np.mean(estimates) == pytest.approx(2.0, abs=0.02)
+    assert np.mean(estimates) == pytest.approx(2.0, abs=0.03)
     assert ratios > 2.05
 
 
@@ -37,7 +37,7 @@ def test_doublings_say_how_far_the_ends_lie_apart() -> None:
 
 def test_one_curve_covers_the_truth_where_its_noise_is_noise() -> None:
     rng = np.random.default_rng(1)
-    truth = [growth(2.2 ** np.arange(5) * np.exp(0.1 * rng.standard_normal(5))).interval for _ in range(400)]
+    truth = [growth(2.2 ** np.arange(5) * np.exp(0.1 * rng.standard_normal(5))).interval for _ in range(300)]
     assert np.mean([low <= 2.2 <= high for low, high in truth]) >= 0.92
 
 
@@ -49,7 +49,7 @@ def test_two_widths_of_one_seed_bound_nothing() -> None:
 def test_intervals_over_few_seeds_cover_the_truth(seeds: int) -> None:
     rng = np.random.default_rng(2)
     inside = []
-    for _ in range(300):
+    for _ in range(150):
         curves = 1.9 ** np.arange(4) * np.exp(0.1 * rng.standard_normal((seeds, 4)))
         low, high = growth(curves).interval
         inside.append(low <= 1.9 <= high)
