@@ -12,8 +12,9 @@ from torch import nn
 
 from compressor import pipeline
 from compressor.deliver import write
+from compressor.errors import UsageError
 from compressor.observe import from_first
-from compressor.options import Options, parse_align, parse_keep
+from compressor.options import Options, parse_align, parse_keep, parse_recover
 from compressor.outcome import Outcome
 from compressor.recording import assemble
 from compressor.records import Verdict
@@ -74,6 +75,8 @@ def compress(
     keep: str | tuple[str, float] | None = None,
     exact: bool = False,
     align: str | int = "auto",
+    recover: str | None = None,
+    unlabelled: Any = None,
     device: str = "auto",
     seed: int = 0,
     report: Report = silent,
@@ -82,11 +85,16 @@ def compress(
 
     What is None of `tune` and `judge` is split off by content. `keep` fixes the size (`"params=0.35"`,
     `"macs=0.5"`); without it the search finds the smallest size whose accuracy drop is shown, at `confidence`, to be
-    at most `max_drop` percentage points. A verdict that failed or stayed undecided is a result, not an error. Raises
-    CompressorErrors for a model, data or options that cannot be worked with.
+    at most `max_drop` percentage points. `recover` (`"8ep"`, `"5min"`, `"400st"`) lets every candidate learn the
+    original's outputs again, on the inputs of `calibrate` and of `unlabelled`; no labels are read for that. A verdict
+    that failed or stayed undecided is a result, not an error. Raises CompressorErrors for a model, data or options
+    that cannot be worked with.
     """
-    options = Options(max_drop, confidence, parse_keep(keep), exact, parse_align(align), device, seed)
-    data = data_of(calibrate, tune, judge, seed=seed)
+    asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
+    options = Options(max_drop, confidence, *asked)
+    if unlabelled is not None and options.recover is None:
+        raise UsageError("unlabelled", "no recover", "both", "only recovery reads unlabelled data.")
+    data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
     return finished(model, data, options, report=report)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from compressor.planning.search import Tuned
 from compressor.records import Plan
 from compressor.sources.samples import Samples
 from compressor.stages import Report, Workshop
+from compressor.training.budget import Budget
+from compressor.training.recover import recover, steps_of
 from compressor.units.sizes import size_of
 from compressor.verify.accuracy import Outputs, class_scores, hits, outputs_of
 
@@ -32,11 +34,29 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 @dataclass
 class Made:
-    """A candidate: the network, its plan and its size."""
+    """A candidate: the network, its plan and its size, and what its recovery did."""
 
     model: nn.Module
     plan: Plan
     size: dict[str, int]
+    recovered: dict[str, Any] | None = None
+
+
+class Recoverer:
+    """Recovers candidates by distillation; the first one turns a budget in minutes into steps for all of them."""
+
+    def __init__(self, budget: Budget, shop: Workshop, samples: Samples, tune: Samples, parts: int) -> None:
+        """`parts` candidates at most share a budget in minutes."""
+        self.budget, self.shop, self.samples, self.tune, self.parts = budget, shop, samples, tune, parts
+        self.steps: int | None = None
+
+    def __call__(self, small: nn.Module, progress: Callable[[float], None]) -> tuple[nn.Module, dict[str, Any]]:
+        """The recovered network, and what is to be recorded of it."""
+        given = (small, self.shop.model, self.samples, self.tune)
+        if self.steps is None:
+            self.steps = steps_of(self.budget, *given, parts=self.parts, seed=self.shop.seed)
+        made, about = recover(*given, self.steps, seed=self.shop.seed, progress=progress)
+        return made, {"budget": str(self.budget), **about.as_dict()}
 
 
 class Builder:
@@ -44,9 +64,9 @@ class Builder:
 
     def __init__(
         self, shop: Workshop, allocator: Allocator, measure: str, tune: Samples, before: Outputs,
-        seconds: dict[str, float], report: Report,
+        seconds: dict[str, float], report: Report, recoverer: Recoverer | None = None,
     ) -> None:  # fmt: skip
-        self.shop, self.allocator, self.measure = shop, allocator, measure
+        self.shop, self.allocator, self.measure, self.recoverer = shop, allocator, measure, recoverer
         self.tune, self.before, self.seconds, self.report = tune, before, seconds, report
         self.tried: list[tuple[Made, Tuned]] = []
 
@@ -59,12 +79,26 @@ class Builder:
                 return made, tuned
         with timed(self.seconds, "surgery"):
             small = self.shop.build(plan, lambda _stage, done: self.report(f"refit {share:.1%}", done))
-        with timed(self.seconds, "tune"):
-            after = outputs_of(small, self.tune, check=False)
-        made = Made(small, plan, size_of(self.shop.model, self.shop.graph, plan.kept))
-        tuned = from_first(lambda: compared(self.before, after))  # devices may differ in the last bits
+        size = size_of(self.shop.model, self.shop.graph, plan.kept)
+        made, tuned = Made(small, plan, size), self._compared(small)
+        if self.recoverer is not None and plan.kept:
+            with timed(self.seconds, "recover"):
+                made.model, made.recovered = self.recoverer(
+                    small, lambda done: self.report(f"recover {share:.1%}", done)
+                )
+            after = self._compared(made.model)
+            made.recovered["tune"] = {
+                "before": tune_figures(tuned, self.before),
+                "after": tune_figures(after, self.before),
+            }
+            tuned = after
         self.tried.append((made, tuned))
         return made, tuned
+
+    def _compared(self, small: nn.Module) -> Tuned:
+        with timed(self.seconds, "tune"):
+            after = outputs_of(small, self.tune, check=False)
+        return from_first(lambda: compared(self.before, after))  # devices may differ in the last bits
 
 
 def compared(before: Outputs, after: Outputs) -> Tuned:
@@ -78,17 +112,23 @@ def compared(before: Outputs, after: Outputs) -> Tuned:
 
 def search_row(made: Made, tuned: Tuned, original: Mapping[str, int], before: Outputs) -> dict[str, Any]:
     """The record's row of a candidate; sizes are shares of the original's."""
-    tune: dict[str, Any] = {"difference": tuned.difference, "samples": tuned.samples}
-    if before.labels is None:
-        tune["agreement"] = 100.0 * (1 - tuned.losses / max(tuned.samples, 1))
-    else:
-        right = 100.0 * float(hits(before.logits, before.labels).double().mean())
-        tune["accuracy"] = right + tuned.difference
     return {
         "params": made.size["params"] / original["params"],
         "macs": made.size["macs"] / max(original["macs"], 1),
-        "tune": tune,
+        "tune": tune_figures(tuned, before),
         "judged": None,
         "selected": False,
         "predicted_loss": made.plan.predicted_loss,
+        "recovered": made.recovered,
     }
+
+
+def tune_figures(tuned: Tuned, before: Outputs) -> dict[str, Any]:
+    """Accuracy on the tune split (agreement with the original without labels) and its difference, in points."""
+    figures: dict[str, Any] = {"difference": tuned.difference, "samples": tuned.samples}
+    if before.labels is None:
+        figures["agreement"] = 100.0 * (1 - tuned.losses / max(tuned.samples, 1))
+    else:
+        right = 100.0 * float(hits(before.logits, before.labels).double().mean())
+        figures["accuracy"] = right + tuned.difference
+    return figures

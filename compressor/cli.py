@@ -56,6 +56,17 @@ Exact = Annotated[bool, typer.Option("--exact", help="lossless: remove only what
 Align = Annotated[
     str, typer.Option("--align", metavar="auto|N", help="widths in multiples of the runtime's block; 1 switches it off")
 ]
+Recover = Annotated[
+    str | None,
+    typer.Option(
+        "--recover", metavar="8ep|5min|400st",
+        help="learn the original's outputs again, without labels: epochs or steps for each candidate, or minutes for "
+        "the run (shared by the candidates that a search may build), turned into a number of steps that is recorded",
+    ),
+]  # fmt: skip
+Unlabelled = Annotated[
+    str | None, typer.Option("--unlabelled", metavar="DATA", help="more inputs for --recover; labels are not read")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of every random choice")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or return its finished result")]
@@ -93,15 +104,17 @@ def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> No
 def compress(
     model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None, max_drop: MaxDrop = 0.5,
     confidence: Confidence = 0.95, keep: Keep = None, exact: Exact = False, align: Align = "auto",
+    recover: Recover = None, unlabelled: Unlabelled = None,
     device: Device = "auto", seed: Seed = 0, resume: Resume = False, force: Force = False,
     keep_failed: KeepFailed = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Make a network smaller, judge it, and write the bundle, the ONNX file and the report."""
     from compressor.jobs import Job
-    from compressor.options import Options, parse_align, parse_keep
+    from compressor.options import Options, parse_align, parse_keep, parse_recover
 
-    options = Options(max_drop, confidence, parse_keep(keep), exact, parse_align(align), device, seed)
-    job = Job(model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed)
+    asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
+    options = Options(max_drop, confidence, *asked)
+    job = Job(model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled)
     _run_job(job, out, resume, force, as_json)
 
 

@@ -16,12 +16,12 @@ from compressor.deliver import write_record
 from compressor.errors import CompressorError, DataError, UsageError
 from compressor.export.files import OUTPUTS, Claim, claim_folder, replacing, to_json, write_text
 from compressor.observe import from_first, in_turn, only_first, processes
-from compressor.options import Options, parse_keep
+from compressor.options import Options, parse_keep, parse_recover
 from compressor.recipe import Recipe, resolved
 from compressor.recording import assemble
 from compressor.report.record import Record, read_record
 from compressor.sources.checkpoint import file_sha256, weights_sha256
-from compressor.sources.data import Data, load_data
+from compressor.sources.data import Data, load_data, load_unlabelled, with_unlabelled
 from compressor.sources.factories import split_query
 from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.network import cache_folder
@@ -50,6 +50,11 @@ class Job:
     keep_failed: bool = False
     onnx: bool = True
     analyze: bool = False
+    unlabelled: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.unlabelled is not None and self.options.recover is None:
+            raise UsageError("--unlabelled", "no --recover", "both", "only recovery reads unlabelled data.")
 
     @property
     def fingerprint(self) -> str:
@@ -58,7 +63,8 @@ class Job:
         asked = {
             "model": self.model,
             "data": self.data,
-            "files": [_content(spec, base) for spec in (self.model, self.data, self.checkpoint) if spec is not None],
+            "files": [_content(spec, base) for spec in self.specs if spec is not None],
+            "unlabelled": self.unlabelled,
             "options": self.options.as_dict(),
             "train": None if self.train is None else str(self.train),
             "keep_failed": self.keep_failed,
@@ -79,6 +85,11 @@ class Job:
         }
 
     @property
+    def specs(self) -> tuple[str | None, ...]:
+        """What is read, as it was named."""
+        return self.model, self.data, self.checkpoint, self.unlabelled
+
+    @property
     def weights(self) -> Path | None:
         """The checkpoint's absolute path."""
         return None if self.checkpoint is None else ((self.base or Path.cwd()) / Path(self.checkpoint).expanduser())
@@ -87,11 +98,10 @@ class Job:
 def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any) -> Job:
     """The job that a recipe describes; `changes` are options given on top of it."""
     asked = recipe.compress
-    if asked.recover is not None:
-        raise UsageError("recipe: compress.recover", asked.recover, "nothing yet", "recovery comes in a later version")
     options = Options(
-        asked.max_drop, asked.confidence, parse_keep(asked.keep), asked.exact, asked.align, asked.device, asked.seed
-    )
+        asked.max_drop, asked.confidence, parse_keep(asked.keep), asked.exact, asked.align, asked.device, asked.seed,
+        parse_recover(asked.recover),
+    )  # fmt: skip
     return Job(
         recipe.model_spec,
         recipe.data_spec,
@@ -101,6 +111,7 @@ def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any)
         base,
         command=command,
         recipe=resolved(recipe),
+        unlabelled=asked.unlabelled,
     )
 
 
@@ -152,6 +163,9 @@ def _run(job: Job, folder: Path, claim: Claim | None, report: Report) -> Record:
     _refuse_own_inputs(job, folder)
     with in_turn():
         data = load_data(job.data, seed=job.options.seed, base=job.base)
+        if job.unlabelled is not None:
+            more = load_unlabelled(job.unlabelled, seed=job.options.seed, base=job.base)
+            data = with_unlabelled(data, more, job.unlabelled)
         if not job.options.exact and not job.analyze:
             report(f"{NOTE}Before work: {decidable(len(data.judge), job.options.confidence)}", 1.0)
         loaded = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)

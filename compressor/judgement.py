@@ -90,7 +90,9 @@ def take(outcome: Outcome, chosen: Made, court: Courtroom, verdict: Verdict) -> 
         outcome.nothing_to_do = "every unit stays at the size that was asked for"
     outcome.plan, outcome.size, outcome.verdict = chosen.plan, chosen.size, verdict
     outcome.fidelity = fidelity(court.original, court.after(chosen), court.original.labels).as_dict()
-    outcome.judged_on = court.original
+    outcome.judged_on, outcome.recovered = court.original, chosen.recovered
+    if chosen.recovered is not None and chosen.recovered["stopped"] is not None:
+        outcome.warnings.append(f"Recovery ended early: {chosen.recovered['stopped']}.")
 
 
 def judge_plain(outcome: Outcome, start: Start) -> None:

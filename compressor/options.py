@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from compressor.errors import UsageError
+from compressor.training.budget import Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class Options:
     align: int | Literal["auto"] = "auto"
     device: str = "auto"
     seed: int = 0
+    recover: Budget | None = None
+    """Distil from the original after the cut; minutes are for the whole run, epochs and steps for each candidate."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_drop < 100:
@@ -38,11 +41,16 @@ class Options:
                 "one of them",
                 "exact mode removes what is certified, no less and no more",
             )
+        if self.exact and self.recover is not None:
+            raise UsageError(
+                "--exact with --recover", "both", "one of them", "what is removed exactly has nothing to recover"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the record."""
         plain = asdict(self)
         plain["keep"] = None if self.keep is None else f"{self.keep[0]}={self.keep[1]:g}"
+        plain["recover"] = None if self.recover is None else str(self.recover)
         return plain
 
 
@@ -83,6 +91,17 @@ def parse_keep(text: str | tuple[str, float] | None) -> tuple[str, float] | None
     if measure not in ("params", "macs") or not 0 < share <= 1:
         raise UsageError("--keep", f"{text!r}", "params=SHARE or macs=SHARE, 0 < SHARE <= 1", "for example params=0.35")
     return measure, float(share)
+
+
+def parse_recover(text: str | Budget | None) -> Budget | None:
+    """`8ep`, `5min` or `400st` as a budget. Raises UsageError for anything else."""
+    if text is None or isinstance(text, Budget):
+        return text
+    try:
+        return Budget.parse(text)
+    except (TypeError, ValueError):
+        expected = "epochs, minutes or steps: a number above 0 with `ep`, `min` or `st`"
+        raise UsageError("--recover", f"{text!r}", expected, "for example 8ep, 5min or 400st") from None
 
 
 def parse_align(text: str | int) -> int | Literal["auto"]:

@@ -37,6 +37,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     predicted: dict[str, float] = field(default_factory=dict)
     judged_on: Outputs | None = None
+    recovered: dict[str, Any] | None = None
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -64,7 +64,10 @@ class CompressSection(Section):
     keep: str | None = Field(default=None, pattern=r"^(params|macs|latency)=0?\.\d+$", description="params=0.35")
     exact: bool = False
     align: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    recover: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?(ep|min)$", description="8ep or 5min")
+    recover: str | None = Field(
+        default=None, pattern=r"^\d+(\.\d+)?(ep|min)$|^\d+st$", description="8ep, 5min or 400st"
+    )
+    unlabelled: str | None = Field(default=None, description="DATA whose inputs recovery trains on too")
     device: str = "auto"
     seed: int = Field(default=0, ge=0)
 

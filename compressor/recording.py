@@ -81,7 +81,7 @@ def assemble(
         "onnx": None,
         "files": {},
         "align": outcome.align,
-        "recover": None,
+        "recover": outcome.recovered,
         "seconds": dict(outcome.seconds),
         "versions": versions(),
         "machine": machine(),
@@ -124,6 +124,8 @@ def _data(data: Data) -> dict[str, Any]:
     described["input"] = spec = input_spec(data.calibrate)
     described["input_shape"] = spec["shape"] if _is_leaf(spec) else None
     parts = {"calibrate": data.calibrate, "tune": data.tune, "judge": data.judge}
+    if data.unlabelled is not None:
+        parts["unlabelled"] = data.unlabelled
     return {
         **{name: part.fingerprint for name, part in parts.items()},
         "counts": {name: len(part) for name, part in parts.items()},

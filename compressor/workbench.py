@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.candidates import Builder, timed
+from compressor.candidates import Builder, Recoverer, timed
 from compressor.errors import ModelError
 from compressor.export.block import measured_block
 from compressor.findings.ablation import confirm_removable
@@ -23,8 +23,9 @@ from compressor.options import Options
 from compressor.outcome import Outcome, untouched
 from compressor.planning.allocation import Allocator
 from compressor.planning.paths import Path
+from compressor.planning.search import LIMIT
 from compressor.sources.models import refuse_infinite_weights
-from compressor.sources.samples import Samples
+from compressor.sources.samples import Samples, joined
 from compressor.sources.splits import Data, refuse_labels
 from compressor.stages import Report, Workshop, find_units, pick_device, silent, working_copy
 from compressor.units.graph import UnitGraph
@@ -70,7 +71,8 @@ def prepare(model: nn.Module, data: Data, options: Options, report: Report = sil
         for part in (data.calibrate, data.tune, data.judge):
             if part.labels is not None and probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
                 refuse_labels(part, probe.logits.shape[1])
-        refuse_overlap(data.judge, {"calibrate": data.calibrate, "tune": data.tune})
+        extra = {} if data.unlabelled is None else {"unlabelled": data.unlabelled}
+        refuse_overlap(data.judge, {"calibrate": data.calibrate, "tune": data.tune, **extra})
     with timed(seconds, "units"):
         report("units", 0.0)
         graph = find_units(work, data.calibrate, options.seed)
@@ -133,8 +135,16 @@ def open_bench(start: Start, measure: str) -> Bench:
     allocator = Allocator(start.graph, paths, shop.sizes, block)
     tune = start.data.tune
     before = outputs_of(start.work, tune)
-    builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report)
+    builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report, _recoverer(start, shop))
     return Bench(start, shop, outcome, measure, paths, allocator, before, builder)
+
+
+def _recoverer(start: Start, shop: Workshop) -> Recoverer | None:
+    data, options = start.data, start.options
+    if options.recover is None:
+        return None
+    parts = [data.calibrate] if data.unlabelled is None else [data.calibrate, data.unlabelled]
+    return Recoverer(options.recover, shop, joined(parts), data.tune, 1 if options.keep is not None else LIMIT)
 
 
 def _block(options: Options) -> tuple[int, dict[str, Any]]:

@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 from compressor.algebra.intervals import paired_bounds
 
 Built = TypeVar("Built")
+LIMIT = 8
+"""Candidates that a search builds at most."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def search(
     max_drop: float,
     confidence: float,
     ratio: float = 1.12,
-    limit: int = 8,
+    limit: int = LIMIT,
 ) -> list[Candidate[Built]]:
     """Bisect the share of the size (on a log scale) between promising and not; return what to judge, largest first.
 

@@ -140,6 +140,25 @@ class Tuned(Part):
         return self.difference
 
 
+class Recovered(Part):
+    """How a candidate learned the original's outputs again: steps taken, and the tune split before and after.
+
+    `before` and `after` are distances of the outputs (`measure`), None where they are not finite.
+    """
+
+    budget: str
+    steps: Count
+    epochs: float
+    samples: Count
+    measure: str
+    before: float | None
+    after: float | None
+    best_step: Count
+    seconds: float
+    tune: dict[Literal["before", "after"], Tuned]
+    stopped: str | None = None
+
+
 class Candidate(Part):
     """One network of the search; sizes are shares of the original's."""
 
@@ -149,6 +168,7 @@ class Candidate(Part):
     judged: VerdictPart | None = None
     selected: bool = False
     predicted_loss: float | None = None
+    recovered: Recovered | None = None
 
 
 class LatencyFile(Part):
@@ -248,7 +268,7 @@ class Record(Part):
     search: list[Candidate] = []
     onnx: OnnxPart | None
     align: Plain | None = None
-    recover: Plain | None = None
+    recover: Recovered | None = None
     seconds: dict[str, float]
     versions: Plain
     machine: Plain = {}

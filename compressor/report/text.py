@@ -26,6 +26,7 @@ from compressor.report.words import (
     outcome,
     percent,
     points,
+    recovery_sentence,
     share_of,
     verdict_line,
 )
@@ -156,6 +157,8 @@ def _measured(record: Record) -> list[str]:
         block = (record.align or {}).get("block", "?")
         size = amount(record.unaligned.params)
         said.append(f"Widths are multiples of {block} where that pays; without alignment: {size} parameters")
+    recovered = recovery_sentence(record)
+    said += [recovered] if recovered else []
     said += [f"{name[0].upper()}{name[1:]}: {figure}" for name, figure in nearness(record)]
     if record.onnx and record.onnx.max_abs_error is not None:
         error = record.onnx.max_abs_error

@@ -190,6 +190,22 @@ def ablation_sentence(record: Record) -> str | None:
     return said
 
 
+def recovery_sentence(record: Record) -> str | None:
+    """What recovery did on the tune split, and what it took; None where there was none."""
+    found = record.recover
+    if found is None:
+        return None
+    tune = found.tune
+    metric = "agreement with the original" if tune["before"].accuracy is None else "accuracy"
+    figures = [
+        tuned.agreement if tuned.accuracy is None else tuned.accuracy for tuned in (tune["before"], tune["after"])
+    ]
+    went = " -> ".join("-" if figure is None else f"{figure:.2f}" for figure in figures)
+    nearer = f"{plain(found.measure)} {number(found.before)} -> {number(found.after)}"
+    took = f"{found.steps:,} steps, {found.epochs:g} epochs of {found.samples:,} inputs, {duration(found.seconds)}"
+    return f"Recovered by distillation, without labels: tune {metric} {went}, {nearer}; {took}"
+
+
 def candidates(record: Record) -> list[tuple[str, Candidate]]:
     """The search from the largest to the smallest; the one that this record is about has a mark."""
     mark = "selected" if outcome(record) == "passed" else "this one"

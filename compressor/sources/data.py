@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import SourceError, UsageError
+from compressor.errors import DataError, SourceError, UsageError
 from compressor.sources.factories import Argument, find_factory, meant, split_query
 from compressor.sources.named import NAMED, image_folder
-from compressor.sources.splits import Data, complete, split_whole
+from compressor.sources.samples import Samples, as_samples, joined
+from compressor.sources.splits import Data, complete, split_whole, with_unlabelled
 
 
 def load_data(
@@ -28,26 +29,54 @@ def load_data(
     what cannot be found, DataError for what cannot be worked with, UsageError for a malformed spec.
     """
     head, arguments = split_query(spec)
-    scheme, colon, rest = head.partition(":")
     if head in NAMED:
         if arguments:
             raise UsageError(f"data {spec!r}", f"arguments for {head}", f"`{head}` alone", "leave them out.")
         return complete(NAMED[head](seed), spec, seed, drop_shared=True)
-    if scheme == "imagefolder" and colon:
-        found = image_folder((base or Path.cwd()) / Path(rest).expanduser(), transform, **_sizes(spec, arguments))
-    else:
-        factory = find_factory(head, base)
-        if factory is None:
-            raise _no_such_data(spec, head)
-        found = factory.call(arguments)
+    found = _found(spec, base, transform)
     return complete(found, spec, seed) if isinstance(found, Mapping) else split_whole(found, spec, seed)
 
 
-def data_of(calibrate: Any, tune: Any = None, judge: Any = None, train: Any = None, *, seed: int = 0) -> Data:
+def _found(spec: str, base: Path | None, transform: Callable[[Any], Any] | None) -> Any:
+    """What a folder of images or a factory gives."""
+    head, arguments = split_query(spec)
+    scheme, colon, rest = head.partition(":")
+    if scheme == "imagefolder" and colon:
+        return image_folder((base or Path.cwd()) / Path(rest).expanduser(), transform, **_sizes(spec, arguments))
+    factory = find_factory(head, base)
+    if factory is None:
+        raise _no_such_data(spec, head)
+    return factory.call(arguments)
+
+
+def load_unlabelled(spec: str, *, seed: int = 0, base: Path | None = None) -> Samples:
+    """The inputs that a DATA spec names, for recovery: all of a data set; of a mapping its `train` and `calibrate`.
+
+    Raises as `load_data`.
+    """
+    if split_query(spec)[0] in NAMED:
+        data = load_data(spec, seed=seed, base=base)
+        return joined([data.calibrate] if data.train is None else [data.train, data.calibrate])
+    found = _found(spec, base, None)
+    if not isinstance(found, Mapping):
+        return as_samples(found, "unlabelled data")
+    parts = [as_samples(found[name], f"{name} data") for name in ("train", "calibrate") if name in found]
+    if not parts:
+        raise DataError(f"data {spec!r}", f"only {', '.join(map(str, found))}", "`train` or `calibrate`", "rename one.")
+    return joined(parts)
+
+
+def data_of(
+    calibrate: Any, tune: Any = None, judge: Any = None, train: Any = None, *, seed: int = 0, unlabelled: Any = None
+) -> Data:
     """The same from objects: loaders, Datasets or pairs; what is None is split off what is given.
 
-    One dataset alone is cut into 35 % calibrate, 15 % tune and 50 % judge.
+    One dataset alone is cut into 35 % calibrate, 15 % tune and 50 % judge. `unlabelled` inputs are for recovery only.
     """
+    if unlabelled is not None:
+        return with_unlabelled(
+            data_of(calibrate, tune, judge, train, seed=seed), as_samples(unlabelled, "unlabelled data"), "objects"
+        )
     given = {"calibrate": calibrate, "tune": tune, "judge": judge, "train": train}
     given = {name: data for name, data in given.items() if data is not None}
     if list(given) == ["calibrate"]:
@@ -75,4 +104,4 @@ def _no_such_data(spec: str, head: str) -> SourceError:
     )
 
 
-__all__ = ["Data", "data_of", "load_data"]
+__all__ = ["Data", "data_of", "load_data", "load_unlabelled", "with_unlabelled"]

@@ -150,6 +150,34 @@ def as_samples(data: Any, name: str = "data") -> Samples:
     return samples
 
 
+def joined(parts: Sequence[Samples]) -> Samples:
+    """The inputs of several samples as one sequence, one after the other, without labels."""
+    return parts[0] if len(parts) == 1 else Samples(_Joined(parts), name=" and ".join(part.name for part in parts))
+
+
+class _Joined:
+    """A store of the inputs that several samples hold."""
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        self._parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, ids: np.ndarray) -> tuple[Tree, Tensor | None]:
+        """Reads from each part what it holds, and gives it back in the order asked for."""
+        homes = np.searchsorted(self._ends, ids, side="right")
+        order = np.argsort(homes, kind="stable")
+        found = [
+            part.batch(ids[homes == place] - (self._ends[place] - len(part)))[0]
+            for place, part in enumerate(self._parts)
+            if (homes == place).any()
+        ]
+        back = torch.as_tensor(np.argsort(order, kind="stable"))
+        return map_leaves(lambda leaf: leaf[back.to(leaf.device)], join(found, torch.cat)), None
+
+
 def batches(
     samples: Samples, size: int, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> Iterator[Batch]:

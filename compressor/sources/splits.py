@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from compressor.errors import DataError
 from compressor.sources.factories import meant
 from compressor.sources.samples import Samples, as_samples, shared
+from compressor.sources.trees import describe
 
 PARTS = ("calibrate", "tune", "judge")
 """Statistics and refits / choices between candidates / the verdict. `train` may stand beside them."""
@@ -44,6 +45,8 @@ class Data:
     train: Samples | None = None
     described: dict[str, Any] = field(default_factory=dict)
     """For the record: `source`, a fingerprint for each part, `samples`, `split_off`, `dropped`."""
+    unlabelled: Samples | None = None
+    """More inputs for recovery; none of the tune split's. Whoever judges refuses those of the judge's."""
 
 
 def split_by_content(samples: Samples, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Samples]:
@@ -92,6 +95,25 @@ def split_whole(data: Any, source: str, seed: int = 0) -> Data:
     made = complete(parts, source, seed)
     made.described["split_off"] = dict.fromkeys(PARTS, "the whole")
     return made
+
+
+def with_unlabelled(data: Data, samples: Samples, source: str) -> Data:
+    """The same with more inputs for recovery; what is also in the tune split is left out there, and counted.
+
+    Raises DataError where nothing is left, or the inputs are not shaped as the others.
+    """
+    samples = samples.named("unlabelled data")
+    shapes = [describe(part.batch([0])[0]) for part in (data.calibrate, samples)]
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            samples.name, f"inputs {shapes[1]}", f"{shapes[0]} as the calibration data", "prepare both the same way."
+        )
+    again = shared(samples, data.tune)
+    if len(again) == len(samples):
+        raise DataError(samples.name, "nothing but the tune data", "other inputs", "give more, or leave it out.")
+    samples = samples.take(np.setdiff1d(np.arange(len(samples)), again)) if len(again) else samples
+    about = {"source": source, "samples": len(samples), "dropped": len(again), "fingerprint": samples.fingerprint}
+    return replace(data, unlabelled=samples, described={**data.described, "unlabelled": about})
 
 
 def refuse_labels(samples: Samples, classes: int) -> None:

@@ -1,10 +1,12 @@
-"""Random changes of images that keep their labels."""
+"""Random changes of inputs: of images, that keep their labels; of anything, for losses that need no labels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from compressor.sources.trees import Tree, map_leaves, named_leaves
 
 
 def augmented(images: Tensor, flip: bool, shift: int, draws: torch.Generator) -> Tensor:
@@ -21,3 +23,19 @@ def augmented(images: Tensor, flip: bool, shift: int, draws: torch.Generator) ->
         place = torch.arange(count, device=images.device)
         images = padded[place[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return images
+
+
+def mixed(inputs: Tree, count: int, draws: torch.Generator) -> Tree:
+    """Each of `count` inputs averaged with another one, by a weight between 0 and 1 (mixup, Zhang et al. 2018).
+
+    Inputs with whole numbers in them (token ids, masks) have no average, and stay as they are.
+    """
+    weight, partner = torch.rand(count, generator=draws), torch.randperm(count, generator=draws)
+    if not all(leaf.is_floating_point() for _, leaf in named_leaves(inputs)):
+        return inputs
+
+    def mix(leaf: Tensor) -> Tensor:
+        share = weight.to(leaf).reshape(-1, *[1] * (leaf.ndim - 1))
+        return share * leaf + (1 - share) * leaf[partner.to(leaf.device)]
+
+    return map_leaves(mix, inputs)

@@ -18,10 +18,14 @@ from compressor.errors import DataError, ModelError
 from compressor.observe import first_output
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
-from compressor.training.augment import augmented
+from compressor.training.augment import augmented, mixed
 
 Loss = Callable[[Any, Batch], Tensor]
 """(the network's output, the batch as the network saw it) -> mean loss per sample, a scalar."""
+Criterion = Callable[[nn.Module], float]
+"""How bad a network is, asked in eval mode without gradients: the smaller the better."""
+CHECKS = 10
+"""How often a criterion is asked, at equal distances and at last after the last step."""
 
 _WARM_SHARE, _START, _END = 0.3, 1 / 25, 1e-4
 """One-cycle: from lr / 25 up to lr over 30 % of the steps, then down to lr / 250,000 (Smith & Topin 2017)."""
@@ -47,6 +51,12 @@ class TrainOptions:
     float32); weights and the optimizer stay float32."""
     seconds: float | None = None
     seed: int = 0
+    steps: int | None = None
+    """Exactly so many steps, in place of `epochs`."""
+    mix: bool = False
+    """Every input is a random average of two; labels are dropped: for a loss that asks the inputs only."""
+    frozen_norms: bool = False
+    """Batch norms keep their running statistics, and normalise with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,10 @@ class TrainingReport:
     """On the samples given as `check`, after the last step."""
     steps: int
     seconds: float
+    checks: tuple[tuple[int, float], ...] = ()
+    """(step, value) wherever the criterion was asked, first before any step; the least value's weights came back."""
+    stopped: str | None = None
+    """Why training ended early, where a criterion let it end in peace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +95,16 @@ def train(
     check: Samples | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[Progress], None] | None = None,
+    criterion: Criterion | None = None,
 ) -> tuple[nn.Module, TrainingReport]:
     """A trained copy of `model` in eval mode, on the CPU, and what happened; the model given stays as it was.
 
     The default loss is cross-entropy with the labels. The same seed, data and machine give the same weights
-    (with `seconds`: only nearly); the caller's random numbers are left alone. Raises DataError where the loss
-    needs labels and there are none, ModelError where the loss is no longer finite.
+    (with `seconds`: only nearly); the caller's random numbers are left alone. With a `criterion` the weights that
+    it liked best come back, those given included, and a loss that is no longer finite only ends the training.
+    Raises DataError where the loss needs labels and there are none, ModelError where the loss is no longer finite.
     """
-    if loss is None and samples.labels is None:
+    if loss is None and (options.mix or samples.labels is None):
         raise DataError(samples.name, "no labels", "labels to train with", "give a dataset of (input, label).")
     device = torch.device(device)
     learner = copy.deepcopy(model).to(device).train()
@@ -96,8 +112,11 @@ def train(
     if channels_last:
         learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with _own_random_state(options.seed, device):
-        run = _Run(learner, samples, options, loss or _cross_entropy(options.label_smoothing), device, channels_last)
+        run = _Run(
+            learner, samples, options, loss or _cross_entropy(options.label_smoothing), device, channels_last, criterion
+        )
         report = run.finish(progress, check)
+    learner.zero_grad(set_to_none=True)
     if channels_last:
         learner = learner.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     return learner.cpu().eval(), report
@@ -120,11 +139,20 @@ def accuracy(model: nn.Module, samples: Samples, device: str | torch.device = "c
     return 100 * right / len(samples)
 
 
+def steps_per_epoch(samples: Samples, options: TrainOptions) -> int:
+    """Batches of one pass; what does not fill a last batch waits for the next pass."""
+    return max(1, len(samples) // options.batch)
+
+
 def forward(model: nn.Module, inputs: Any) -> Any:
     """The model on inputs: one tensor, a tuple (arguments) or a dict (keyword arguments)."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+class _Diverged(ModelError):
+    """The loss is no longer finite."""
 
 
 class _Run:
@@ -138,6 +166,7 @@ class _Run:
         loss: Loss,
         device: torch.device,
         channels_last: bool,
+        criterion: Criterion | None,
     ) -> None:
         self.model, self.samples, self.options, self.loss = model, samples, options, loss
         self.device, self.channels_last = device, channels_last
@@ -145,19 +174,55 @@ class _Run:
         self.bf16 = options.bf16 and _computes_bf16(device)
         self.draws = torch.Generator().manual_seed(options.seed)
         self.started = time.perf_counter()
-        self.per_epoch = max(1, len(samples) // options.batch)
+        self.per_epoch = steps_per_epoch(samples, options)
+        self.total = self.per_epoch * options.epochs if options.steps is None else options.steps
+        self.dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
         self.steps = 0
+        self.criterion, self.checks = criterion, list[tuple[int, float]]()
+        self.best: dict[str, Tensor] = {}
 
     def finish(self, progress: Callable[[Progress], None] | None, check: Samples | None) -> TrainingReport:
         losses: list[float] = []
         right: float | None = None
-        for epoch in range(self.options.epochs):
-            if self._done() >= 1:
-                break
-            mean, right = self._epoch(epoch, progress)
-            losses.append(mean)
+        stopped: str | None = None
+        self._learn()
+        self._ask()
+        try:
+            while self._done() < 1:
+                mean, right = self._epoch(len(losses), progress)
+                losses.append(mean)
+        except _Diverged as error:
+            if self.criterion is None:
+                raise
+            stopped = f"{error.got} at {error.where}"
+        if self.best:
+            self.model.load_state_dict(self.best)
         measured = None if check is None else accuracy(self.model, check, self.device)
-        return TrainingReport(tuple(losses), right, measured, self.steps, time.perf_counter() - self.started)
+        seconds = time.perf_counter() - self.started
+        return TrainingReport(tuple(losses), right, measured, self.steps, seconds, tuple(self.checks), stopped)
+
+    def _learn(self) -> None:
+        self.model.train()
+        for module in self.model.modules() if self.options.frozen_norms else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def _ask(self) -> None:
+        """Ask the criterion and keep the weights if they are the best so far."""
+        if self.criterion is None:
+            return
+        self.model.eval()
+        with torch.no_grad():
+            value = self.criterion(self.model)
+        value = value if math.isfinite(value) else math.inf
+        if not self.checks or value < min(known for _, known in self.checks):
+            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.checks.append((self.steps, value))
+        self._learn()
+
+    def _is_time_to_ask(self) -> bool:
+        marks = {round(self.total * place / CHECKS) for place in range(1, CHECKS + 1)}
+        return self.steps in marks
 
     def _epoch(self, epoch: int, progress: Callable[[Progress], None] | None) -> tuple[float, float | None]:
         total, right, seen = 0.0, 0, 0
@@ -173,6 +238,8 @@ class _Run:
             labelled = batch.labels is not None and not batch.labels.is_floating_point()
             if labelled:
                 right += int((first_output(output).argmax(1) == batch.labels).sum())
+            if self._is_time_to_ask():
+                self._ask()
             if progress is not None:
                 progress(Progress(epoch, self.steps, min(1.0, self._done()), total / seen))
         return total / max(seen, 1), 100 * right / max(seen, 1) if labelled else None
@@ -184,7 +251,7 @@ class _Run:
             output = forward(self.model, batch.inputs)
         value = self.loss(output, batch)
         if not math.isfinite(value.item()):
-            raise ModelError(
+            raise _Diverged(
                 f"training, step {self.steps + 1}",
                 f"a loss of {value.item()}",
                 "a finite loss",
@@ -200,15 +267,18 @@ class _Run:
         inputs, labels = self.samples.batch(ids)
 
         def prepare(leaf: Tensor) -> Tensor:
+            leaf = leaf.to(self.dtype) if leaf.is_floating_point() else leaf
             if leaf.ndim == 4:
                 leaf = augmented(leaf, self.options.flip, self.options.shift, self.draws).to(self.device)
                 return leaf.contiguous(memory_format=torch.channels_last) if self.channels_last else leaf
             return leaf.to(self.device)
 
+        if self.options.mix:
+            inputs, labels = mixed(inputs, len(ids), self.draws), None
         return Batch(ids, map_leaves(prepare, inputs), None if labels is None else labels.to(self.device))
 
     def _done(self) -> float:
-        share = self.steps / (self.per_epoch * self.options.epochs)
+        share = self.steps / self.total
         if self.options.seconds is None:
             return share
         return max(share, (time.perf_counter() - self.started) / self.options.seconds)

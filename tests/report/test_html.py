@@ -2,7 +2,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_samples import ENDINGS, failed, passed
+from report_samples import ENDINGS, RECOVERED, failed, passed
 
 from compressor.errors import SourceError, UsageError
 from compressor.report.html import facts_of, render_html, segments, typeset, write_html
@@ -122,11 +122,11 @@ def test_hostile_texts_stay_texts(tmp_path):
         "thresholds",
         "align",
         "recipe",
-        "recover",
         "fidelity",
     ):
         record[key] = {evil: evil}
     record["seconds"] = {evil: 1.0}
+    record["recover"] = {**RECOVERED, "measure": evil, "budget": evil, "stopped": evil}
     record["data"] |= {"calibrate": evil, "described": {evil: evil}, "counts": {"calibrate": evil}}
     write_html(record, tmp_path / "page.html")
     page = Reader((tmp_path / "page.html").read_text("utf-8"))

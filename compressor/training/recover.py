@@ -1,0 +1,180 @@
+"""Recovery: the small network learns the original's outputs again, on inputs without labels.
+
+Distillation (Hinton, Vinyals & Dean 2015) on random averages of two inputs at a time (mixup, Zhang et al. 2018): the
+original answers for any input, so that few images give many. The weights that are nearest to the original on the tune
+split come back, the ones given included: recovery never makes that worse.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.observe import first_output
+from compressor.observe.processes import least
+from compressor.sources.samples import Batch, Samples, batches
+from compressor.training.budget import Budget
+from compressor.training.loop import CHECKS, Progress, TrainOptions, forward, steps_per_epoch, train
+
+TEMPERATURE = 2.0
+OPTIONS = TrainOptions(batch=128, lr=2e-3, optimizer="adamw", weight_decay=0.01, bf16=True, mix=True, frozen_norms=True)
+"""Chosen on Fashion-MNIST networks, by their tune split."""
+CHECK_BATCH = 250
+TIMED_SHARE, TIMED_SECONDS = 0.05, 8.0
+"""A budget in minutes spends this share of itself, and at most these seconds, on timing steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a recovery did. `before` and `after`: how far the outputs are from the original's on the tune split."""
+
+    steps: int
+    epochs: float
+    """Passes over the `samples` inputs."""
+    samples: int
+    measure: str
+    """`KL divergence` in nats, or `squared error` as a share of the outputs' variance."""
+    before: float
+    after: float
+    best_step: int
+    """The step whose weights were kept; 0 for those given."""
+    checks: tuple[tuple[int, float], ...]
+    seconds: float
+    stopped: str | None = None
+    """Why it ended early: a loss that was not finite."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the record."""
+        plain = {**asdict(self), "checks": [[step, _finite(value)] for step, value in self.checks]}
+        return {**plain, "before": _finite(self.before), "after": _finite(self.after)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def recover(
+    small: nn.Module,
+    original: nn.Module,
+    samples: Samples,
+    tune: Samples,
+    steps: int,
+    *,
+    seed: int = 0,
+    options: TrainOptions = OPTIONS,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[nn.Module, Recovery]:
+    """A copy of `small` that was trained for `steps` steps to answer as `original` does, in eval mode, where it was.
+
+    Only inputs are read of `samples` and `tune`; `tune` is not trained on, it chooses the weights that come back.
+    Neither network is changed. The same seed, steps, data and machine give the same weights.
+    """
+    home = next(small.parameters()).device
+    teacher = Teacher(original, tune, home)
+    options = replace(options, steps=steps, seed=seed, bf16=options.bf16 and teacher.classes)
+
+    def show(done: Progress) -> None:
+        if progress is not None:
+            progress(done.done)
+
+    learner, report = train(
+        _trainable(small), samples, options, loss=teacher.loss, device=home, progress=show, criterion=teacher.distance
+    )
+    best_step, after = min(report.checks, key=lambda check: (check[1], check[0]))
+    made = Recovery(
+        steps, round(steps / steps_per_epoch(samples, options), 2), len(samples),
+        "KL divergence" if teacher.classes else "squared error", report.checks[0][1], after, best_step, report.checks,
+        round(report.seconds, 2), report.stopped,
+    )  # fmt: skip
+    return learner.to(home), made
+
+
+def steps_of(
+    budget: Budget, small: nn.Module, original: nn.Module, samples: Samples, tune: Samples,
+    *, parts: int = 1, seed: int = 0, options: TrainOptions = OPTIONS,
+) -> int:  # fmt: skip
+    """The steps of one of `parts` recoveries that share a budget in minutes; of each, in epochs or steps.
+
+    Minutes are turned into steps by timing some real steps of a copy; several processes agree on the fewest.
+    """
+    known = budget.steps(steps_per_epoch(samples, options))
+    if known is not None:
+        return known
+    home, started = next(small.parameters()).device, time.perf_counter()
+    seconds = 60 * budget.amount / parts
+    teacher = Teacher(original, tune, home)
+    begun = time.perf_counter()
+    teacher.distance(small)
+    check = time.perf_counter() - begun
+    step = _step_seconds(
+        small, samples, replace(options, seed=seed), teacher, min(TIMED_SHARE * seconds, TIMED_SECONDS)
+    )
+    left = seconds - (time.perf_counter() - started) - (CHECKS + 1) * check
+    return int(least(max(1, left // step), home))
+
+
+def _step_seconds(small: nn.Module, samples: Samples, options: TrainOptions, teacher: Teacher, limit: float) -> float:
+    """Mean seconds of real steps, taken by a copy for about `limit` seconds; without the first, which also prepares."""
+    stamps: list[float] = [time.perf_counter()]
+    train(
+        _trainable(small), samples, replace(options, seconds=limit, steps=1_000_000), loss=teacher.loss,
+        device=teacher.device, progress=lambda _: stamps.append(time.perf_counter()), criterion=lambda _: 0.0,
+    )  # fmt: skip
+    stamps += [time.perf_counter()] if len(stamps) == 1 else []
+    first = 1 if len(stamps) > 2 else 0
+    return (stamps[-1] - stamps[first]) / (len(stamps) - 1 - first)
+
+
+class Teacher:
+    """The original in eval mode, its answers on the tune split, and how far another network's answers are from them."""
+
+    def __init__(self, original: nn.Module, tune: Samples, device: torch.device) -> None:
+        self.network = copy.deepcopy(original).eval().requires_grad_(False).to(device)
+        self.tune, self.device = tune, device
+        self.dtype = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
+        with torch.no_grad():
+            self.answers = self._answers(self.network)
+        self.classes = self.answers.ndim == 2 and self.answers.shape[1] > 1
+        spread = self.answers.var(0, correction=0).mean() if len(self.answers) else self.answers.sum()
+        self.scale = max(float(spread), torch.finfo(torch.float32).tiny)
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """What the student is trained on: how far its output is from the original's on the same inputs."""
+        with torch.no_grad():
+            wanted = _wide(first_output(forward(self.network, batch.inputs)))
+        return self._apart(_wide(first_output(output)), wanted, TEMPERATURE)
+
+    def distance(self, network: nn.Module) -> float:
+        """The mean distance over the tune split, at temperature 1."""
+        return float(self._apart(self._answers(network), self.answers, 1.0))
+
+    def _apart(self, found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        if not self.classes:
+            return F.mse_loss(found, wanted) / self.scale
+        logs = [(scores / temperature).log_softmax(1) for scores in (found, wanted)]
+        return temperature**2 * F.kl_div(logs[0], logs[1], log_target=True, reduction="batchmean")
+
+    def _answers(self, network: nn.Module) -> Tensor:
+        with torch.no_grad():
+            parts = batches(self.tune, CHECK_BATCH, self.device, self.dtype)
+            return torch.cat([first_output(forward(network, part.inputs)).cpu().double() for part in parts])
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def _trainable(network: nn.Module) -> nn.Module:
+    """A copy whose floating weights all learn."""
+    copied = copy.deepcopy(network)
+    for weight in copied.parameters():
+        weight.requires_grad_(weight.is_floating_point())
+    return copied

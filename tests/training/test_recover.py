@@ -1,0 +1,213 @@
+"""Recovery: nearer to the original than before, without labels, from the same seed the same."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.sources.data import load_data
+from compressor.sources.samples import Samples, as_samples
+from compressor.training import recover as module
+from compressor.training.budget import Budget
+from compressor.training.loop import CHECKS, TrainOptions, accuracy, steps_per_epoch, train
+from compressor.training.recover import OPTIONS, Teacher, recover, steps_of
+
+FAST = replace(OPTIONS, batch=64)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10),
+        )  # fmt: skip
+
+
+def hurt(model: nn.Module, share: float = 0.5) -> nn.Module:
+    """A copy with noise on its weights."""
+    copied, draws = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in copied.parameters():
+            if weight.ndim > 1:
+                weight.add_(share * weight.std() * torch.randn(weight.shape, generator=draws))
+    return copied
+
+
+def bare(samples: Samples) -> Samples:
+    """The inputs without labels."""
+    return as_samples(samples.batch(range(len(samples)))[0])
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Samples, Samples, Samples]:
+    """A trained network, and unlabelled calibration and tune images, and labelled judge images."""
+    data = load_data("digits")
+    model, _ = train(network(), data.calibrate, TrainOptions(8, 64, 0.05))
+    return model, bare(data.calibrate), bare(data.tune), data.judge
+
+
+Digits = tuple[nn.Module, Samples, Samples, Samples]
+
+
+def test_improves_without_labels_and_changes_nothing_given(digits: Digits) -> None:
+    model, samples, tune, judge = digits
+    small, state = hurt(model).train(), torch.get_rng_state()
+    given = [{key: value.clone() for key, value in net.state_dict().items()} for net in (model, small)]
+    done: list[float] = []
+    made, about = recover(small, model, samples, tune, 60, options=FAST, progress=done.append)
+    assert accuracy(small, judge) < accuracy(model, judge) - 5
+    assert accuracy(made, judge) > accuracy(model, judge) - 3
+    assert about.after < 0.3 * about.before
+    assert about.after == pytest.approx(Teacher(model, tune, torch.device("cpu")).distance(made), rel=1e-4)
+    assert (about.steps, about.epochs) == (60, round(60 / (len(samples) // 64), 2))
+    assert [step for step, _ in about.checks] == [0, *(6 * place for place in range(1, CHECKS + 1))]
+    assert about.after == min(value for _, value in about.checks)
+    assert len(done) == 60
+    assert done[-1] == 1
+    assert small.training
+    assert not made.training
+    assert torch.equal(torch.get_rng_state(), state)
+    for net, before in zip((model, small), given, strict=True):
+        assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+        assert all(weight.grad is None for weight in net.parameters())
+
+
+def test_the_same_seed_and_steps_give_the_same_weights(digits: Digits) -> None:
+    model, samples, tune, _ = digits
+    made = [recover(hurt(model), model, samples, tune, 12, seed=seed, options=FAST)[0] for seed in (0, 0, 1)]
+    weights = [list(net.state_dict().values()) for net in made]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
+
+
+def test_a_student_that_is_the_original_stays(digits: Digits) -> None:
+    model, samples, tune, _ = digits
+    made, about = recover(model, model, samples, tune, 10, options=FAST)
+    assert about.best_step == 0
+    assert about.before == about.after < 1e-10
+    assert made is not model
+    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e20])
+def test_never_worse_than_before(digits: Digits, rate: float) -> None:
+    model, samples, tune, _ = digits
+    small = hurt(model, 0.05)
+    options = replace(FAST, lr=rate, optimizer="sgd")
+    made, about = recover(small, model, samples, tune, 20, options=options)
+    assert about.after <= about.before
+    assert about.after == about.as_dict()["after"] == min(value for _, value in about.checks)
+    assert max(value for _, value in about.checks) > about.before
+    if rate > 1e10:
+        assert "a loss of" in (about.stopped or "")
+        assert about.best_step == 0
+        assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
+
+
+class Watched(nn.Module):
+    """A network that remembers what it saw in training mode."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            SEEN.append(images.detach().clone())
+        return self.inner(images)
+
+
+SEEN: list[Tensor] = []
+
+
+def test_the_tune_split_is_not_trained_on(digits: Digits) -> None:
+    model, samples, tune, _ = digits
+    SEEN.clear()
+    recover(Watched(hurt(model)), model, samples, tune, 20, options=replace(FAST, mix=False))
+    images = {tuple(image.flatten().tolist()) for batch in SEEN for image in batch}
+    assert len(images) > 500
+    assert images <= {tuple(image.flatten().tolist()) for image in samples.batch(range(len(samples)))[0]}
+    assert not images & {tuple(image.flatten().tolist()) for image in tune.batch(range(len(tune)))[0]}
+
+
+class Named(nn.Module):
+    """Several inputs by name, an output with other things in it."""
+
+    def __init__(self, outputs: tuple[int, ...]) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.layer = nn.Linear(6, int(torch.tensor(outputs).prod()))
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        scores = self.layer(torch.cat([left, right], 1)).reshape(len(left), *self.outputs)
+        return {"other": left, "logits": scores}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "measure"), [((4,), "KL divergence"), ((1,), "squared error"), ((3, 2), "squared error")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_inputs_outputs_and_dtype(outputs: tuple[int, ...], measure: str, dtype: torch.dtype) -> None:
+    draws = torch.Generator().manual_seed(0)
+    whole = torch.randn(400, 6, generator=draws)
+    halves = (whole[:300], whole[300:])
+    samples, tune = [as_samples(({"left": x[:, :2], "right": x[:, 2:]}, torch.zeros(len(x)))) for x in halves]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Named(outputs).to(dtype)
+    made, about = recover(hurt(model, 1.0), model, samples, tune, 60, options=replace(FAST, lr=0.02))
+    assert about.measure == measure
+    assert about.after < 0.1 * about.before
+    assert next(made.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("2ep", 30), ("0.5ep", 8), ("0.01ep", 1), ("400st", 400), ("5min", None), ("0.5min", None)]
+)
+def test_budgets(text: str, steps: int | None) -> None:
+    assert str(Budget.parse(text)) == text
+    assert Budget.parse(text).steps(15) == steps
+
+
+@pytest.mark.parametrize("text", ["", "8", "ep", "0ep", "-1ep", "1.5st", "8 ep", "5minutes", "nanmin", "1e3st"])
+def test_what_is_no_budget(text: str) -> None:
+    with pytest.raises(ValueError, match=text or "^$"):
+        Budget.parse(text)
+
+
+def test_minutes_become_steps(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples, tune, _ = digits
+
+    def known(text: str, parts: int = 1) -> int:
+        return steps_of(Budget.parse(text), model, model, samples, tune, parts=parts)
+
+    assert known("3ep") == 3 * steps_per_epoch(samples, OPTIONS)
+    assert known("7st", parts=8) == 7
+    clock = [0.0]
+
+    def ticking(*given: Any, **more: Any) -> Any:
+        """Training whose steps take 2 seconds by the clock, the first one 30."""
+        progress = more["progress"]
+        for seconds in (30, 2, 2, 2):
+            clock[0] += seconds
+            progress(None)
+
+    monkeypatch.setattr(module, "train", ticking)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert known("5min") == (300 - 36) // 2
+    assert known("16min", parts=8) == (120 - 36) // 2
+    assert known("0.1min") == 1
+
+
+def test_a_budget_in_minutes_is_about_kept(digits: Digits) -> None:
+    model, samples, tune, _ = digits
+    steps = steps_of(Budget(0.03, "min"), hurt(model), model, samples, tune)
+    _, about = recover(hurt(model), model, samples, tune, steps)
+    assert 0.2 < about.seconds < 8
