@@ -104,8 +104,9 @@ def test_never_worse_than_before(digits: Digits, rate: float) -> None:
     made, about = recover(small, model, samples, tune, 20, options=options)
     assert about.after <= about.before
     assert about.after == about.as_dict()["after"] == min(value for _, value in about.checks)
-    assert max(value for _, value in about.checks) > about.before
-    if rate > 1e10:
+    if rate < 1e10:
+        assert max(value for _, value in about.checks) > about.before
+    else:
         assert "a loss of" in (about.stopped or "")
         assert about.best_step == 0
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
