@@ -79,6 +79,7 @@ class Job:
             "model": self.model,
             "data": self.data,
             "checkpoint": self.checkpoint,
+            "unlabelled": self.unlabelled,
             "base": str((self.base or Path.cwd()).resolve()),
             "train": None if self.train is None else asdict(self.train),
             "onnx": self.onnx,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ import torch
 from compressor.errors import SourceError, UsageError
 from compressor.export.files import clean_partial
 from compressor.jobs import Job, run
-from compressor.options import Options, parse_align, parse_keep
+from compressor.options import Options, parse_align, parse_keep, parse_recover
 from compressor.report.record import read_record
 from compressor.sources.checkpoint import file_sha256
 from compressor.stages import Report, silent
+from compressor.training.budget import Budget
 from compressor.training.loop import TrainOptions
 from compressor.verification import ONNX, RECORD
 
@@ -27,6 +29,8 @@ OF_THE_MOMENT = frozenset(
     {
         *("align.measured", "align.why", "options.align", "command", "created", "files", "judge_uses", "machine"),
         *("onnx.latency", "onnx.latency_ratio", "request", "seconds", "versions", "warnings"),
+        *("options.recover", "recover.budget", "recover.seconds"),
+        *("search.recovered.budget", "search.recovered.seconds"),
     }
 )
 """Parts of a record that tell of the moment, not of the result: times, the machine, how often data was used."""
@@ -92,6 +96,7 @@ def job_of(record: Mapping[str, Any]) -> Job:
     chosen["keep"] = parse_keep(chosen["keep"])
     if chosen["align"] == "auto" and not chosen["exact"]:
         chosen["align"] = parse_align(record["align"]["block"])  # measured then; a busy machine might measure another
+    chosen["recover"] = _budget(record)
     return Job(
         asked["model"],
         asked["data"],
@@ -104,12 +109,20 @@ def job_of(record: Mapping[str, Any]) -> Job:
         keep_failed=bool(options.get("keep_failed", False)),
         onnx=asked["onnx"],
         analyze=record["mode"] == "analyze",
+        unlabelled=asked.get("unlabelled"),
     )
+
+
+def _budget(record: Mapping[str, Any]) -> Budget | None:
+    """What recovery was given; minutes as the steps that they became then."""
+    budget = parse_recover(record["options"].get("recover"))
+    taken = [row["recovered"]["steps"] for row in record["search"] if row.get("recovered")]
+    return Budget(taken[0], "st") if budget is not None and budget.unit == "min" and taken else budget
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:
     """Places where two records differ, apart from what is of the moment."""
-    if place in OF_THE_MOMENT:
+    if re.sub(r"\[\d+\]", "", place) in OF_THE_MOMENT:
         return []
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from compressor.errors import SourceError, UsageError
 from compressor.jobs import Job, from_recipe, run
 from compressor.options import Options
 from compressor.recipe import load_recipe
-from compressor.replay import differences, replay
+from compressor.replay import differences, job_of, replay
+from compressor.training.budget import Budget
 
 pytestmark = pytest.mark.usefixtures("no_page")
 JOB = Job("net.py:net", "net.py:data", Options(5.0, keep=("params", 0.8)))
@@ -63,6 +65,18 @@ def test_a_recipe_that_trains_comes_out_the_same_from_another_folder(
     found = replay(home / "one" / "record.json", "kept")
     assert found.same
     assert (Path("kept") / "model.safetensors").read_bytes() == (home / "one" / "model.safetensors").read_bytes()
+
+
+def test_a_recovery_of_some_minutes_comes_out_the_same(home: Path, no_onnx: None) -> None:
+    (home / "more.py").write_text("import net\n\ndef more():\n    return net.inputs(300, 7)\n")
+    options = replace(JOB.options, recover=Budget(0.02, "min"), align=1)
+    record = run(replace(JOB, options=options, unlabelled="more.py:more"), "one")
+    assert record.recover is not None
+    assert record.recover.steps > 1
+    job = job_of(record.model_dump(mode="json"))
+    assert job.options.recover == Budget(record.recover.steps, "st")
+    assert job.unlabelled == "more.py:more"
+    assert replay("one").differences == ()
 
 
 def test_what_differs_is_named(home: Path, no_onnx: None, terminal: Terminal) -> None:
