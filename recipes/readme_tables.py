@@ -87,7 +87,10 @@ def compare(contents: dict[str, dict[str, Any]]) -> str:
         bounds = "" if low is None else f" [{low:.2f}, {high:.2f}]"
         ratio = f"**{best['value']:.2f}**{bounds}"
         narrow = ", ".join(f"{row['lost']:.2f} ({row['ours_lost']:.2f}) at {row['share']:.0%}" for row in rows)
-        head = f"| {name.removesuffix('_macs')} | {content['measure']} | {seeds}"
+        network = name.replace("_macs", "").replace(
+            "_recovered", f" (recovered, {content['recipe']['compress']['recover']})"
+        )
+        head = f"| {network} | {content['measure']} | {seeds}"
         lines.append(f"{head} | {ours} | {peer} ({best['method']}) | {ratio} | {narrow} |")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from compressor.comparison.summary import PICTURE, SUMMARY, summary
 from compressor.comparison.task import Method, Task
 from compressor.errors import CompressorError, DataError, UsageError
 from compressor.export.files import Claim, claim_folder, replacing, to_json, write_json, write_text
+from compressor.options import parse_recover
 from compressor.recipe import Recipe, resolved
 from compressor.report.curves import comparison_picture
 from compressor.sources.checkpoint import file_sha256
@@ -27,6 +28,7 @@ from compressor.sources.factories import find_factory, split_query
 from compressor.sources.models import load_model
 from compressor.stages import Report, silent
 from compressor.training.loop import Progress, train
+from compressor.training.recover import recover, steps_of
 
 REQUEST, CELLS = "request.txt", "cells"
 
@@ -101,9 +103,15 @@ def _one_network(
 
 def _recovery(recipe: Recipe, data: Data, seed: int) -> Recover | None:
     """The recovery that every method's networks get, ours and the peers' alike."""
-    if recipe.compress.recover is None:
+    budget = parse_recover(recipe.compress.recover)
+    if budget is None:
         return None
-    raise UsageError("recipe: compress.recover", recipe.compress.recover, "nothing yet", "leave it out.")
+
+    def recovered(small: nn.Module, original: nn.Module) -> nn.Module:
+        given = (small, original, data.calibrate, data.tune)
+        return recover(*given, steps_of(budget, *given, seed=seed), seed=seed)[0]
+
+    return recovered
 
 
 def _network(recipe: Recipe, base: Path, seed: int, data: Data, folder: Path, report: Report) -> tuple[nn.Module, str]:

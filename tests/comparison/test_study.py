@@ -122,3 +122,15 @@ def test_the_narrow_network_is_the_widest_that_fits() -> None:
 def test_a_recipe_without_the_section_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="compare"):
         run_comparison(Recipe(model="torchvision:resnet18", data="digits"), tmp_path, tmp_path / "out")
+
+
+def test_recovery_is_the_same_for_every_method(tmp_path: Path) -> None:
+    (tmp_path / "methods.py").write_text(PEER)
+    methods = {"ours": "ours", "first": "methods.py:first_units"}
+    asked = recipe(compress={"recover": "2ep"}, compare={"methods": methods, "sizes": [0.2], "seeds": [0]})
+    found = run_comparison(asked, tmp_path, tmp_path / "out")
+    for method in found["methods"].values():
+        (cell,) = method["cells"]
+        assert cell["seconds"]["recover"] > 0
+        assert cell["unrecovered"]["lost"] != cell["lost"]
+    assert found["methods"]["first"]["cells"][0]["lost"] < found["methods"]["first"]["cells"][0]["unrecovered"]["lost"]
