@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,11 +15,11 @@ from compressor.planning.allocation import Allocator
 from compressor.planning.search import Tuned
 from compressor.records import Plan
 from compressor.sources.samples import Samples
-from compressor.stages import Report, Workshop
+from compressor.stages import Report, Workshop, batch_size
 from compressor.training.budget import Budget
-from compressor.training.recover import recover, steps_of
+from compressor.training.recover import OPTIONS, recover, steps_of
 from compressor.units.sizes import size_of
-from compressor.verify.accuracy import Outputs, class_scores, hits, outputs_of
+from compressor.verify.accuracy import Outputs, class_scores, hits, out_of_memory, outputs_of
 
 
 @contextmanager
@@ -48,15 +48,22 @@ class Recoverer:
     def __init__(self, budget: Budget, shop: Workshop, samples: Samples, tune: Samples, parts: int) -> None:
         """`parts` candidates at most share a budget in minutes."""
         self.budget, self.shop, self.samples, self.tune, self.parts = budget, shop, samples, tune, parts
+        self.options = replace(OPTIONS, batch=min(OPTIONS.batch, batch_size(samples)))
         self.steps: int | None = None
 
     def __call__(self, small: nn.Module, progress: Callable[[float], None]) -> tuple[nn.Module, dict[str, Any]]:
-        """The recovered network, and what is to be recorded of it."""
-        given = (small, self.shop.model, self.samples, self.tune)
-        if self.steps is None:
-            self.steps = steps_of(self.budget, *given, parts=self.parts, seed=self.shop.seed)
-        made, about = recover(*given, self.steps, seed=self.shop.seed, progress=progress)
-        return made, {"budget": str(self.budget), **about.as_dict()}
+        """The recovered network, and what is to be recorded of it. Smaller batches where memory runs out."""
+        given, seed = (small, self.shop.model, self.samples, self.tune), self.shop.seed
+        while True:
+            try:
+                if self.steps is None:
+                    self.steps = steps_of(self.budget, *given, parts=self.parts, seed=seed, options=self.options)
+                made, about = recover(*given, self.steps, seed=seed, options=self.options, progress=progress)
+                return made, {"budget": str(self.budget), **about.as_dict()}
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.options.batch == 1:
+                    raise
+                self.options = replace(self.options, batch=self.options.batch // 2)
 
 
 class Builder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from compressor.report.record import validate
 from compressor.report.words import recovery_sentence
 from compressor.training import recover
 from compressor.training.budget import Budget
+from compressor.training.loop import TrainOptions
 
 
 def network() -> nn.Module:
@@ -75,7 +75,7 @@ def test_a_candidate_is_recovered_before_it_is_compared(plain: Result, recovered
     assert recovered.record["compressed"] == plain.record["compressed"]
     assert recovered.record["groups"] == plain.record["groups"]
     assert row["recovered"] == about
-    assert (about["budget"], about["steps"], about["samples"]) == ("60ep", 60 * (1500 // 128), 1500)
+    assert (about["budget"], about["steps"], about["samples"]) == ("60ep", 60 * (1500 // recover.OPTIONS.batch), 1500)
     assert recovered.record["options"]["recover"] == "60ep"
     assert about["tune"]["before"] == plain.record["search"][0]["tune"]
     assert about["tune"]["after"] == row["tune"]
@@ -124,7 +124,7 @@ def test_nothing_given_is_changed(recovered: Result) -> None:
 def test_a_search_shares_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def timed(budget: Budget, *given: Any, parts: int, seed: int) -> int:
+    def timed(budget: Budget, *given: Any, parts: int, seed: int, options: TrainOptions) -> int:
         asked.append((budget, parts, seed))
         return 11
 
@@ -173,12 +173,27 @@ def test_refusals() -> None:
 
 def test_a_loss_that_is_not_finite_is_said(monkeypatch: pytest.MonkeyPatch, plain: Result) -> None:
     wild = replace(recover.OPTIONS, lr=1e30, optimizer="sgd")
-    monkeypatch.setattr(candidates, "recover", partial(recover.recover, options=wild))
+    monkeypatch.setattr(candidates, "OPTIONS", wild)
     result = compressor.compress(network(), *parts(), **ASKED, recover="30st")
     assert any("Recovery ended early: a loss of" in text for text in result.record["warnings"])
     assert result.record["recover"]["best_step"] == 0
     assert same(result.model, plain.model)
     validate(result.record)
+
+
+def test_smaller_batches_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def short(*given: Any, options: TrainOptions, **more: Any) -> Any:
+        sizes.append(options.batch)
+        if options.batch > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return recover.recover(*given, options=options, **more)
+
+    monkeypatch.setattr(candidates, "recover", short)
+    record = compressor.compress(network(), *parts(), **ASKED, recover="3st").record
+    assert sizes == [recover.OPTIONS.batch // 2**times for times in range(len(sizes))]
+    assert record["recover"]["batch"] == sizes[-1] <= 20
 
 
 @pytest.mark.usefixtures("no_page", "no_onnx")

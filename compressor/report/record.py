@@ -150,6 +150,8 @@ class Recovered(Part):
     steps: Count
     epochs: float
     samples: Count
+    batch: Count
+    rate: float
     measure: str
     before: float | None
     after: float | None

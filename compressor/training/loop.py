@@ -55,8 +55,8 @@ class TrainOptions:
     """Exactly so many steps, in place of `epochs`."""
     mix: bool = False
     """Every input is a random average of two; labels are dropped: for a loss that asks the inputs only."""
-    frozen_norms: bool = False
-    """Batch norms keep their running statistics, and normalise with them."""
+    frozen_modes: bool = False
+    """The network stays in eval mode: batch norms keep their running statistics and use them, dropout is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +185,8 @@ class _Run:
         losses: list[float] = []
         right: float | None = None
         stopped: str | None = None
-        self._learn()
         self._ask()
+        self.model.train(not self.options.frozen_modes)
         try:
             while self._done() < 1:
                 mean, right = self._epoch(len(losses), progress)
@@ -201,12 +201,6 @@ class _Run:
         seconds = time.perf_counter() - self.started
         return TrainingReport(tuple(losses), right, measured, self.steps, seconds, tuple(self.checks), stopped)
 
-    def _learn(self) -> None:
-        self.model.train()
-        for module in self.model.modules() if self.options.frozen_norms else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
     def _ask(self) -> None:
         """Ask the criterion and keep the weights if they are the best so far."""
         if self.criterion is None:
@@ -218,7 +212,7 @@ class _Run:
         if not self.checks or value < min(known for _, known in self.checks):
             self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.checks.append((self.steps, value))
-        self._learn()
+        self.model.train(not self.options.frozen_modes)
 
     def _is_time_to_ask(self) -> bool:
         marks = {round(self.total * place / CHECKS) for place in range(1, CHECKS + 1)}

@@ -127,7 +127,8 @@ PASSED = {
 
 
 RECOVERED = {
-    "budget": "5min", "steps": 1080, "epochs": 40.0, "samples": 3500, "measure": "KL divergence", "before": 0.0424,
+    "budget": "5min", "steps": 1080, "epochs": 40.0, "samples": 3500, "batch": 64, "rate": 0.002,
+    "measure": "KL divergence", "before": 0.0424,
     "after": 0.0123, "best_step": 972, "checks": [[0, 0.0424], [972, 0.0123], [1080, 0.0124]], "seconds": 290.4,
     "stopped": None, "tune": {"before": {"accuracy": 88.4, "difference": -1.6, "samples": 1000},
                               "after": {"accuracy": 89.65, "difference": -0.35, "samples": 1000}},

@@ -112,15 +112,23 @@ def test_never_worse_than_before(digits: Digits, rate: float) -> None:
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
 
 
+def test_a_rate_that_is_too_high_is_tried_again_at_a_tenth(digits: Digits) -> None:
+    model, samples, tune, _ = digits
+    _, about = recover(hurt(model, 0.1), model, samples, tune, 40, options=replace(FAST, lr=0.5))
+    assert about.rate in (0.05, 0.005)
+    assert about.best_step > 0
+    assert about.after < about.before
+
+
 class Watched(nn.Module):
-    """A network that remembers what it saw in training mode."""
+    """A network that remembers what it saw while it learnt."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner, self.seen = inner, []
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.training:
+        if torch.is_grad_enabled():
             SEEN.append(images.detach().clone())
         return self.inner(images)
 
