@@ -22,7 +22,7 @@ from compressor.observe import first_output
 from compressor.observe.processes import least
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.training.budget import Budget
-from compressor.training.loop import CHECKS, Progress, TrainOptions, forward, steps_per_epoch, train
+from compressor.training.loop import CHECKS, Progress, TrainingReport, TrainOptions, forward, steps_per_epoch, train
 
 TEMPERATURE = 2.0
 OPTIONS = TrainOptions(batch=128, lr=2e-3, optimizer="adamw", weight_decay=0.01, bf16=True, mix=True, frozen_modes=True)
@@ -94,22 +94,33 @@ def recover(
             progress(done.done)
 
     started = time.perf_counter()
-    for share in RATES:
-        learner, report = train(
-            _trainable(small), samples, replace(options, lr=share * options.lr), loss=teacher.loss, device=home,
-            progress=show, criterion=teacher.distance,
-        )  # fmt: skip
-        before = report.checks[0][1]
-        best_step, after = min(report.checks, key=lambda check: (check[1], check[0]))
-        if best_step > 0 or before <= ALREADY_THERE:
-            break
+    learner, report, rate = _trained(_trainable(small), samples, teacher, options, show)
+    best_step, after = _best(report)
     made = Recovery(
         steps=steps, epochs=round(steps / steps_per_epoch(samples, options), 2), samples=len(samples),
-        batch=options.batch, rate=share * options.lr, measure="KL divergence" if teacher.classes else "squared error",
-        before=before, after=after, best_step=best_step, checks=report.checks,
+        batch=options.batch, rate=rate, measure="KL divergence" if teacher.classes else "squared error",
+        before=report.checks[0][1], after=after, best_step=best_step, checks=report.checks,
         seconds=round(time.perf_counter() - started, 2), stopped=report.stopped,
     )  # fmt: skip
     return learner.to(home), made
+
+
+def _trained(
+    small: nn.Module, samples: Samples, teacher: Teacher, options: TrainOptions, show: Callable[[Progress], None]
+) -> tuple[nn.Module, TrainingReport, float]:
+    """The first of RATES that helps, or the last one; with its peak."""
+    *earlier, last = (share * options.lr for share in RATES)
+    asked = {"loss": teacher.loss, "device": teacher.device, "progress": show, "criterion": teacher.distance}
+    for rate in earlier:
+        learner, report = train(small, samples, replace(options, lr=rate), **asked)
+        if _best(report)[0] > 0 or report.checks[0][1] <= ALREADY_THERE:
+            return learner, report, rate
+    return *train(small, samples, replace(options, lr=last), **asked), last
+
+
+def _best(report: TrainingReport) -> tuple[int, float]:
+    """The step whose weights came back, and how far they are."""
+    return min(report.checks, key=lambda check: (check[1], check[0]))
 
 
 def steps_of(
