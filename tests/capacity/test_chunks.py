@@ -118,6 +118,13 @@ def test_tiny_activations_are_not_called_uncorrelated() -> None:
     np.testing.assert_allclose(a, b, rtol=1e-3)
 
 
+def test_what_rounding_leaves_of_determined_units_is_not_called_correlated() -> None:
+    x = 1e3 * layer(1_500, 400, rank=3, noise=0.0)
+    for entry in chunk_reconstruction(x, [3, 50, 250], 3, 0):
+        assert entry.r2 == pytest.approx(np.ones(3), abs=1e-7)
+        assert entry.residual_correlation_outside.max() < 0.02
+
+
 def test_draws_are_the_same_whatever_else_is_drawn_and_nothing_given_changes() -> None:
     x = torch.from_numpy(layer()).float()
     before = x.clone()

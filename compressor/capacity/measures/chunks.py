@@ -35,6 +35,8 @@ RIDGE = 1e-8
 ROUNDING, ROUNDING_SHARE = 1e-8, 1e-6
 """Added to the product of two residual deviations: the authors' 1e-8, but no more than this part of the units' mean
 variance, so that a layer of tiny activations is not called uncorrelated."""
+NOTHING = 1e-11
+"""A residual variance below this part of the unit's own is rounding, and correlates with nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,8 @@ class _Layer:
         left, outside = float(rest.diagonal()[~own].sum()), float(variance[~inside].sum())
         pairs, alone = _pairs(int(self.live.sum())), _pairs(int((self.live & ~inside).sum()))
         rounding = min(ROUNDING, ROUNDING_SHARE * float(variance.mean()))
-        total = _correlation_sum(rest, live & ~own, rounding)
+        left_over = rest.diagonal() > NOTHING * _at(variance, units)
+        total = _correlation_sum(rest, live & ~own & left_over, rounding)
         return (
             1 - left / float(variance.sum()),
             1 - left / outside if outside > 0 else math.nan,
