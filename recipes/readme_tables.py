@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
-NAMES = ("strength", "compare", "exact_zoo", "latency", "costs")
+NAMES = ("strength", "compare", "exact_zoo", "latency", "costs", "capacity_costs")
 
 
 def strength(content: dict[str, Any]) -> str:
@@ -100,6 +100,22 @@ def _shares(content: dict[str, Any], method: str) -> str:
     return ", ".join(f"{'<' if end['censored'] else ''}{100 * end['share']:.1f}" for end in ends) + " %"
 
 
+def capacity_costs(content: dict[str, Any]) -> str:
+    """What the regressions of a full chunk ladder cost, against refitting on the data."""
+    ours, theirs, ratio = (content[k] for k in ("ladder", "scikit_learn_ladder_extrapolated", "times_faster"))
+    layer = (
+        f"{content['samples']:,} × {content['units']:,}, {len(content['sizes'])} sizes × {content['repeats']} chunks"
+    )
+    return "\n".join(
+        [
+            "| layer | threads | from the Gram matrix | scikit-learn (extrapolated) | ratio | numbers differ by |",
+            "|---|---|---|---|---|---|",
+            f"| {layer} | {content['threads']} | {ours['processor']:.0f} s | {theirs['processor']:,.0f} s | "
+            f"{ratio['processor']:.0f} | {content['largest_difference']:.0e} |",
+        ]
+    )
+
+
 def table(name: str) -> str:
     """One table, or a line that says that it has not been measured."""
     if name == "compare":
@@ -108,7 +124,13 @@ def table(name: str) -> str:
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         return "*(not measured yet)*"
-    write = {"strength": strength, "exact_zoo": exact_zoo, "latency": latency, "costs": costs}[name]
+    write = {
+        "strength": strength,
+        "exact_zoo": exact_zoo,
+        "latency": latency,
+        "costs": costs,
+        "capacity_costs": capacity_costs,
+    }[name]
     return write(json.loads(path.read_text()))
 
 

@@ -56,7 +56,7 @@ class ChunkReconstruction:
 
 def ladder(units: int) -> list[int]:
     """Chunk sizes 1 .. units, each about twice the one before: units // 2**i."""
-    return sorted({max(1, units >> i) for i in range(units.bit_length())})
+    return sorted({units >> i for i in range(whole_number(units, "ladder: units", 1).bit_length())})
 
 
 def draws(units: int, size: int, repeats: int, seed: int) -> Iterator[Array]:
