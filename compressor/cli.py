@@ -50,7 +50,8 @@ Out = Annotated[str, typer.Option("--out", metavar="DIR", help="output folder")]
 MaxDrop = Annotated[float, typer.Option("--max-drop", help="allowed accuracy drop in percentage points")]
 Confidence = Annotated[float, typer.Option("--confidence", help="confidence of the verdict")]
 Keep = Annotated[
-    str | None, typer.Option("--keep", metavar="params=0.35|macs=0.5", help="fix the size instead of searching it")
+    str | None,
+    typer.Option("--keep", metavar="params=0.35|macs=0.5|latency=0.4", help="fix the size instead of searching it"),
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="lossless: remove only what is certified")]
 Align = Annotated[

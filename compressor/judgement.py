@@ -43,12 +43,12 @@ class Courtroom:
         return from_first(lambda: verdict_of(self.original, after, self.start.options))
 
     def sequence(self, candidates: Sequence[Candidate[Made]]) -> judging.Selection:
-        """Judge from the largest to the smallest (`candidates` are in that order), to the first that does not pass."""
+        """Judge candidates, which are ordered by falling share, to the first that does not pass."""
 
         def ask(made: Made) -> Callable[[], Verdict]:
             return lambda: self.verdict(made)
 
-        entries = [judging.Candidate(f"{c.share:.4f}", c.built.size["params"], ask(c.built)) for c in candidates]
+        entries = [judging.Candidate(f"{c.share:.4f}", c.share, ask(c.built)) for c in candidates]
         return judging.fixed_sequence(entries)
 
 
@@ -66,7 +66,7 @@ def judge_candidates(bench: Bench, candidates: Sequence[Candidate[Made]]) -> Out
         start.report("verdict", 0.0)
         court = Courtroom(start)
         warn_of_training(outcome, court.original, bench.before)
-        ranked = sorted(candidates, key=lambda c: -c.built.size["params"])
+        ranked = sorted(candidates, key=lambda c: -c.share)
         selection = court.sequence(ranked)
     for candidate, verdict in zip(ranked, selection.verdicts, strict=False):
         outcome.search[order.index(candidate.built)]["judged"] = verdict.as_dict()

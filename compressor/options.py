@@ -9,10 +9,13 @@ from typing import Any, Literal
 from compressor.errors import UsageError
 from compressor.training.budget import Budget
 
+MEASURES = ("params", "macs", "latency")
+"""What a size can be told by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`keep` fixes the size, as `("params", 0.35)` or `("macs", 0.5)`; without it the search finds the size."""
+    """`keep` fixes the size, as `("params", 0.35)`, `("macs", 0.5)` or `("latency", 0.4)`; else the search finds it."""
 
     max_drop: float = 0.5
     confidence: float = 0.95
@@ -74,7 +77,7 @@ def _check_device(name: str) -> None:
 
 
 def parse_keep(text: str | tuple[str, float] | None) -> tuple[str, float] | None:
-    """`params=0.35` or `macs=0.5` as a pair. Raises UsageError for anything else."""
+    """`params=0.35`, `macs=0.5` or `latency=0.4` as a pair. Raises UsageError for anything else."""
     if text is None:
         return None
     measure, share = "", -1.0
@@ -86,10 +89,9 @@ def parse_keep(text: str | tuple[str, float] | None) -> tuple[str, float] | None
             share = -1.0
     elif isinstance(text, (tuple, list)) and len(text) == 2 and isinstance(text[1], (int, float)):
         measure, share = text
-    if measure == "latency":
-        raise UsageError("--keep", f"{text}", "params=... or macs=...", "keeping a latency comes in a later version")
-    if measure not in ("params", "macs") or not 0 < share <= 1:
-        raise UsageError("--keep", f"{text!r}", "params=SHARE or macs=SHARE, 0 < SHARE <= 1", "for example params=0.35")
+    if measure not in MEASURES or not 0 < share <= 1:
+        allowed = "params=SHARE, macs=SHARE or latency=SHARE, 0 < SHARE <= 1"
+        raise UsageError("--keep", f"{text!r}", allowed, "for example params=0.35")
     return measure, float(share)
 
 

@@ -32,6 +32,7 @@ class Outcome:
     nothing_to_do: str | None = None
     unaligned: dict[str, int] | None = None
     align: dict[str, Any] = field(default_factory=lambda: {"block": 1, "why": "not aligned"})
+    latency: dict[str, Any] | None = None
     search: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -14,7 +14,7 @@ from compressor.judgement import finished, judge_candidates, judge_plain
 from compressor.options import Options
 from compressor.outcome import Outcome
 from compressor.planning.allocation import Allocator
-from compressor.planning.search import Candidate, search
+from compressor.planning.search import LIMIT, search
 from compressor.records import Finding, Plan
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent
@@ -58,13 +58,13 @@ def _lossy(start: Start) -> Outcome:
     """Build the size that was asked for, or those that the search tries, and judge them."""
     options = start.options
     measure = options.keep[0] if options.keep else "params"
-    bench = open_bench(start, measure)
+    bench = open_bench(start, measure, LIMIT if options.keep is None else 1)
     if options.keep is not None:
-        share = options.keep[1]
-        made, tuned = bench.builder(share)
-        candidates = [Candidate(share, made, tuned, 0.0)]
-        free = Allocator(start.graph, bench.paths, bench.allocator.sizes).plan(measure, share)
-        bench.outcome.unaligned = size_of(start.work, start.graph, free.kept)
+        candidate, bench.outcome.latency = bench.made(options.keep[1])
+        candidates = [candidate]
+        if bench.clock is None:
+            free = Allocator(start.graph, bench.paths, bench.allocator.sizes).plan(*options.keep)
+            bench.outcome.unaligned = size_of(start.work, start.graph, free.kept)
     else:
         candidates = search(
             bench.builder,

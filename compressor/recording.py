@@ -82,6 +82,7 @@ def assemble(
         "files": {},
         "align": outcome.align,
         "recover": outcome.recovered,
+        "latency": outcome.latency,
         "seconds": dict(outcome.seconds),
         "versions": versions(),
         "machine": machine(),

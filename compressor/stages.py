@@ -25,7 +25,7 @@ from compressor.surgery.refit import Refit, bytes_per_chunk
 from compressor.units.check import certify, checked
 from compressor.units.graph import UnitGraph
 from compressor.units.program import Program, record
-from compressor.units.sizes import Sizes
+from compressor.units.sizes import Sizes, SizeTable
 from compressor.units.trace import trace
 from compressor.verify.accuracy import out_of_memory
 
@@ -87,7 +87,7 @@ class Workshop:
     calibrate: Samples
     seed: int
     spots: dict[str, Landing]
-    sizes: Sizes
+    sizes: SizeTable
     statistics: Statistics = field(default_factory=Statistics)
     _cached: tuple[Program, list[Any]] | None = None
 

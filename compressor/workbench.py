@@ -6,13 +6,15 @@ One candidate, a search and a whole frontier are built on the same bench.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from compressor.candidates import Builder, Recoverer, timed
+from compressor.candidates import Builder, Made, Recoverer, timed
+from compressor.clock import Clock
 from compressor.errors import ModelError
-from compressor.export.block import measured_block
+from compressor.export.block import Block, measured_block
 from compressor.findings.ablation import confirm_removable
 from compressor.findings.removable import predicted_losses
 from compressor.findings.summary import findings
@@ -23,7 +25,8 @@ from compressor.options import Options
 from compressor.outcome import Outcome, untouched
 from compressor.planning.allocation import Allocator
 from compressor.planning.paths import Path
-from compressor.planning.search import LIMIT
+from compressor.planning.search import Candidate
+from compressor.planning.timing import LATENCY
 from compressor.sources.models import refuse_infinite_weights
 from compressor.sources.samples import Samples, joined
 from compressor.sources.splits import Data, refuse_labels
@@ -118,6 +121,18 @@ class Bench:
     before: Outputs
     """The original on the tune split."""
     builder: Builder
+    clock: Clock | None = None
+    """Measures; only where latency is what counts."""
+
+    def made(self, asked: float) -> tuple[Candidate[Made], dict[str, Any] | None]:
+        """The candidate that keeps `asked` of the measure; where that is latency, by the clock, with what it said."""
+        share, said = asked, None
+        if self.clock is not None:
+            with timed(self.start.seconds, "timing"):
+                self.start.report("timing", 0.0)
+                share, said = from_first(partial(self.clock.corrected, self.allocator, asked))
+        built, tuned = self.builder(share)
+        return Candidate(asked, built, tuned, 0.0), said
 
     @property
     def smallest(self) -> float:
@@ -125,31 +140,38 @@ class Bench:
         return self.allocator.smallest(self.measure) / self.allocator.sizes.total(self.measure, self.allocator.full())
 
 
-def open_bench(start: Start, measure: str) -> Bench:
-    """Statistics, findings, paths and alignment, for candidates whose size is told by `measure`."""
+def open_bench(start: Start, measure: str, candidates: int) -> Bench:
+    """Statistics, findings, paths and alignment, for so many candidates whose size is told by `measure`."""
     shop, outcome = explained(start)
+    clock = None
+    if measure == LATENCY:
+        with timed(start.seconds, "table"):
+            told = lambda done: start.report("table", done)  # noqa: E731
+            clock = Clock.wind(start.work, start.graph, start.data.calibrate, start.options.seed, told)
+        shop.sizes = clock.sizes
     with timed(start.seconds, "paths"):
         paths = shop.paths(measure, start.report)
     with timed(start.seconds, "align"):
-        block, outcome.align = _block(start.options)
+        block, outcome.align = _block(start.options, clock.block if clock else None)
     allocator = Allocator(start.graph, paths, shop.sizes, block)
     tune = start.data.tune
     before = outputs_of(start.work, tune)
-    builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report, _recoverer(start, shop))
-    return Bench(start, shop, outcome, measure, paths, allocator, before, builder)
+    recoverer = _recoverer(start, shop, candidates)
+    builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report, recoverer)
+    return Bench(start, shop, outcome, measure, paths, allocator, before, builder, clock)
 
 
-def _recoverer(start: Start, shop: Workshop) -> Recoverer | None:
+def _recoverer(start: Start, shop: Workshop, candidates: int) -> Recoverer | None:
     data, options = start.data, start.options
     if options.recover is None:
         return None
     parts = [data.calibrate] if data.unlabelled is None else [data.calibrate, data.unlabelled]
-    return Recoverer(options.recover, shop, joined(parts), data.tune, 1 if options.keep is not None else LIMIT)
+    return Recoverer(options.recover, shop, joined(parts), data.tune, candidates)
 
 
-def _block(options: Options) -> tuple[int, dict[str, Any]]:
+def _block(options: Options, known: Block | None) -> tuple[int, dict[str, Any]]:
     if options.align != "auto":
         return options.align, {"block": options.align, "why": "as given (--align)"}
-    block = from_first(lambda: measured_block(seed=options.seed))  # timings differ
+    block = known or from_first(lambda: measured_block(seed=options.seed))  # timings differ
     why = "measured in onnxruntime on this machine" if block.block > 1 else "measured: no block saves time here"
     return block.block, {"block": block.block, "why": why, "measured": block.as_dict()}

@@ -75,7 +75,7 @@ def test_data(home: Path, terminal: Terminal, data: str, code: int, words: tuple
         (("--keep", "2"), ("params=SHARE",)),
         (("--keep", "macs=abc"), ("macs=abc",)),
         (("--keep", "params=nan"), ("params=nan",)),
-        (("--keep", "latency=0.4"), ("later version",)),
+        (("--keep", "seconds=0.4"), ("latency=SHARE",)),
         (("--max-drop", "-1"), ("--max-drop",)),
         (("--max-drop", "nan"), ("--max-drop",)),
         (("--max-drop", "much"), ("--max-drop", "number")),

@@ -15,11 +15,13 @@ import numpy as np
 
 from compressor.errors import UsageError
 from compressor.planning.paths import Path
+from compressor.planning.timing import LATENCY
 from compressor.records import Plan
 from compressor.units.graph import UnitGraph
-from compressor.units.sizes import Sizes
+from compressor.units.sizes import SizeTable
 
 ROUNDS = 6
+UNITS = {LATENCY: "microseconds"}
 
 
 def envelope(saving: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -42,19 +44,19 @@ class Allocator:
 
     graph: UnitGraph
     paths: Sequence[Path]
-    sizes: Sizes
+    sizes: SizeTable
     block: int = 1
 
     def full(self) -> np.ndarray:
         """Mask of all units."""
         return np.ones(self.graph.n_units, dtype=bool)
 
-    def smallest(self, measure: str) -> int:
+    def smallest(self, measure: str) -> float:
         """Size if every path is followed to its end."""
         return self.sizes.total(measure, self._rounded(self._mask([len(p.order) for p in self.paths])))
 
     def plan(self, measure: str, share: float) -> Plan:
-        """The plan whose `measure` (`params` or `macs`) is the largest not above `share` of the original.
+        """The plan whose `measure` (`params`, `macs`, `latency`) is the largest not above `share` of the original.
 
         Raises UsageError where even the smallest network is larger.
         """
@@ -63,7 +65,7 @@ class Allocator:
         if least > share * whole:
             raise UsageError(
                 f"keep {measure}={share:g}",
-                f"{share:.4g} of {whole:,} {measure}",
+                f"{share:.4g} of {whole:,.0f} {UNITS.get(measure, measure)}",
                 f"at least {least / whole:.4g}: groups keep a unit (aligned to {self.block}), frozen layers stay",
                 "ask for more, or see `compressor inspect` for what is frozen.",
             )

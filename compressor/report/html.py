@@ -47,6 +47,7 @@ def render_html(record: Mapping[str, Any] | Record) -> str:
         segments=segments,
         candidates=words.candidates(checked),
         nearness=words.nearness(checked),
+        clocked_sentence=words.clocked_sentence(checked),
         facts_of=facts_of,
         speed_word=speed_word,
     )

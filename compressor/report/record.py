@@ -195,6 +195,26 @@ class Latency(Part):
     confidence: float = 0.95
 
 
+class Timed(Part):
+    """A plan that was timed: the share of the original's time that it was made for, predicted and measured."""
+
+    target: float
+    predicted: float
+    measured: float
+    interval: Interval
+
+
+class Clocked(Timed):
+    """Latency as the objective: what was asked for, the plan that was taken, and all that were tried to hit it.
+
+    `table` holds what was measured before: microseconds of each layer by the widths of its weight.
+    """
+
+    asked: Share
+    tried: list[Timed]
+    table: Plain
+
+
 class OnnxPart(Part):
     """The exported file. `agreement` is a share; errors are None where the outputs carry no signal."""
 
@@ -271,6 +291,7 @@ class Record(Part):
     onnx: OnnxPart | None
     align: Plain | None = None
     recover: Recovered | None = None
+    latency: Clocked | None = None
     seconds: dict[str, float]
     versions: Plain
     machine: Plain = {}

@@ -17,6 +17,7 @@ from compressor.report.words import (
     ablation_sentence,
     amount,
     candidates,
+    clocked_sentence,
     duration,
     file_size,
     interval,
@@ -157,6 +158,8 @@ def _measured(record: Record) -> list[str]:
         block = (record.align or {}).get("block", "?")
         size = amount(record.unaligned.params)
         said.append(f"Widths are multiples of {block} where that pays; without alignment: {size} parameters")
+    clocked = clocked_sentence(record)
+    said += [clocked] if clocked else []
     recovered = recovery_sentence(record)
     said += [recovered] if recovered else []
     said += [f"{name[0].upper()}{name[1:]}: {figure}" for name, figure in nearness(record)]

@@ -206,6 +206,19 @@ def recovery_sentence(record: Record) -> str | None:
     return f"Recovered by distillation, without labels: tune {metric} {went}, {nearer}; {took}"
 
 
+def clocked_sentence(record: Record) -> str | None:
+    """How the latency that was asked for was met, None where none was asked for."""
+    found = record.latency
+    if found is None:
+        return None
+    low, high = found.interval
+    said = f"Latency: {percent(found.asked)} asked for, {percent(found.predicted)} predicted from measured layer times"
+    said += f", {percent(found.measured)} measured [{percent(low)}, {percent(high)}]"
+    if len(found.tried) > 1:
+        said += f" after {len(found.tried) - 1} corrections" if len(found.tried) > 2 else " after one correction"
+    return said
+
+
 def candidates(record: Record) -> list[tuple[str, Candidate]]:
     """The search from the largest to the smallest; the one that this record is about has a mark."""
     mark = "selected" if outcome(record) == "passed" else "this one"

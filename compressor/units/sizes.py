@@ -8,12 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from torch import nn
 
 from compressor.units.cut import keep_mask, positions
 from compressor.units.graph import UnitGraph
+
+
+class SizeTable(Protocol):
+    """What an allocation needs to know of sizes: how large a network is, and what each unit saves."""
+
+    def total(self, measure: str, mask: np.ndarray) -> float:
+        """The size by `measure` if exactly the units in `mask` (bool, one entry per unit) stay."""
+        ...
+
+    def saving(self, measure: str, mask: np.ndarray) -> np.ndarray:
+        """For each unit of `mask`, what the network would lose in size if that unit alone were dropped."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,145 @@
+"""Latency as the objective: a measured table decides, and the clock checks what it decided.
+
+All times are those of one call of `BATCH` samples on one thread of onnxruntime's CPU provider, in float32, on this
+machine. They do not depend on the weights, so a plan's network is timed as it was cut, before any refit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.export.block import Block, measured_block
+from compressor.export.latency import FileLatency, compare_latency
+from compressor.export.onnx import export_onnx
+from compressor.export.parity import bare_copy
+from compressor.export.session import OnnxModel
+from compressor.export.timetable import Timetable, measured_table
+from compressor.observe import from_first
+from compressor.planning.allocation import Allocator
+from compressor.planning.timing import LATENCY, TimedSizes
+from compressor.sources.samples import Samples, batches
+from compressor.surgery.landing import landings
+from compressor.units.cut import cut, keep_mask
+from compressor.units.graph import UnitGraph
+from compressor.units.program import record
+from compressor.units.sizes import Sizes
+
+BATCH, THREADS = 32, 1
+TABLE_SECONDS = 20.0
+CHECK_SECONDS = 8.0
+NEAR = 0.04
+"""A measured ratio within this part of the one asked for is as asked."""
+CORRECTIONS = 2
+EXPORTED = 32
+"""Samples on which an exported file is compared with its network."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The original's ONNX file and its width -> time table. The file goes when the clock does."""
+
+    model: nn.Module
+    original: Path
+    graph: UnitGraph
+    samples: Samples
+    table: Timetable
+    sizes: TimedSizes
+    block: Block
+    seed: int
+
+    @classmethod
+    def wind(
+        cls, model: nn.Module, graph: UnitGraph, samples: Samples, seed: int,
+        report: Callable[[float], None] = lambda _done: None,
+    ) -> Clock:  # fmt: skip
+        """Measure the table of `model`, in about TABLE_SECONDS.
+
+        Raises ModelError where the network cannot be exported.
+        """
+        model = bare_copy(model, torch.float32)
+        block = from_first(lambda: measured_block(THREADS, seed))
+        few = next(batches(samples.take(range(min(2, len(samples)))), 2, dtype=torch.float32))
+        spots = landings(record(model, few.inputs))
+        folder = Path(tempfile.mkdtemp())
+
+        def measured() -> tuple[Path, Timetable]:
+            file = OnnxModel(_exported(model, samples, folder), THREADS)
+            return file.path, measured_table(
+                file.path, file.feed(_filled(samples)), spots, len(few.ids), graph,
+                block=block.block, threads=THREADS, seconds=TABLE_SECONDS, seed=seed, report=report,
+            )  # fmt: skip
+
+        try:
+            original, table = from_first(measured)  # of several processes one measures: timings differ
+            sizes = TimedSizes(Sizes(model, graph), graph, table.layers, table.rest, block.block)
+            clock = cls(model, original, graph, samples, table, sizes, block, seed)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(clock, shutil.rmtree, folder, ignore_errors=True)
+        return clock
+
+    def predicted(self, kept: dict[str, tuple[int, ...]]) -> float:
+        """The share of the original's time that the table predicts."""
+        whole = self.sizes.total(LATENCY, keep_mask(self.graph, {}))
+        return self.sizes.total(LATENCY, keep_mask(self.graph, kept)) / whole
+
+    def measured(self, kept: dict[str, tuple[int, ...]]) -> FileLatency:
+        """The network with only `kept` against the original, in interleaved rounds."""
+        with tempfile.TemporaryDirectory() as folder:
+            small = _exported(cut(self.model, self.graph, kept), self.samples, Path(folder))
+            found = compare_latency(
+                [self.original, small], _filled(self.samples), threads=THREADS, seconds=CHECK_SECONDS, seed=self.seed
+            )
+        return found.files[1]
+
+    def corrected(self, allocator: Allocator, asked: float) -> tuple[float, dict[str, Any]]:
+        """The share to plan for so that the *measured* ratio is `asked`, and what was tried on the way.
+
+        The target is scaled by how far the last measurement was off, at most CORRECTIONS times; of the plans tried
+        the nearest counts. Raises UsageError where even the smallest network is predicted to take longer.
+        """
+        whole = allocator.sizes.total(LATENCY, allocator.full())
+        least = allocator.smallest(LATENCY) / whole
+        share, tried, last = asked, [], None
+        for _ in range(1 + CORRECTIONS):
+            plan = allocator.plan(LATENCY, share)
+            if plan.kept == last:  # alignment leads neighbouring shares to the same network
+                break
+            last = dict(plan.kept)
+            file = self.measured(last)
+            tried.append(
+                {
+                    "target": share, "predicted": self.predicted(last), "measured": file.ratio,
+                    "interval": list(file.interval),
+                }
+            )  # fmt: skip
+            if abs(file.ratio / asked - 1) <= NEAR:
+                break
+            share = min(1.0, max(share * asked / file.ratio, least))
+        best = min(tried, key=lambda one: abs(one["measured"] / asked - 1))
+        return best["target"], {
+            "asked": asked,
+            **{name: best[name] for name in ("target", "predicted", "measured", "interval")},
+            "tried": tried,
+            "table": self.table.as_dict(),
+        }
+
+
+def _exported(model: nn.Module, samples: Samples, folder: Path) -> Path:
+    inputs, _ = samples.batch(torch.arange(min(EXPORTED, len(samples))))
+    return export_onnx(model, inputs, folder / "model.onnx", threads=THREADS).path
+
+
+def _filled(samples: Samples) -> Any:
+    """The inputs of BATCH samples; where there are fewer, some come more than once."""
+    return samples.batch(torch.arange(BATCH) % len(samples))[0]

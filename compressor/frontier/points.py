@@ -1,0 +1,153 @@
+"""The points of a frontier: built from one bench, judged from the largest to the smallest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compressor.candidates import Made, search_row, timed
+from compressor.errors import ModelError, UsageError
+from compressor.judgement import Courtroom, certified, finished, take, warn_before, warn_of_training
+from compressor.options import MEASURES, Options
+from compressor.outcome import Outcome
+from compressor.planning.search import Candidate
+from compressor.sources.splits import Data
+from compressor.stages import Report, silent
+from compressor.workbench import Bench, open_bench, prepare
+
+LARGEST = 0.7
+"""The first share where no sizes are given; the others follow in equal ratios, down to the least that can be built."""
+MOST = 30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a frontier is asked for: shares of `measure`, or their number."""
+
+    measure: str = "params"
+    shares: tuple[float, ...] | None = None
+    points: int = 5
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise UsageError("--measure", repr(self.measure), f"one of {', '.join(MEASURES)}", "for example params")
+        if not 2 <= self.points <= MOST:
+            raise UsageError("--points", f"{self.points}", f"a whole number from 2 to {MOST}", "for example 5")
+        wrong = [share for share in self.shares or () if not 0 < share <= 1]
+        if wrong or (self.shares is not None and not 1 <= len(self.shares) <= MOST):
+            got = ", ".join(f"{share:g}" for share in self.shares or ()) or "none"
+            raise UsageError("--sizes", got, f"1 to {MOST} shares, each above 0 and at most 1", "for example 0.5,0.25")
+
+    def spread(self, smallest: float) -> list[float]:
+        """The shares, from the largest to the smallest; `smallest` is the least that can be built."""
+        if self.shares is not None:
+            return sorted(set(self.shares), reverse=True)
+        low = min(1.02 * smallest, 1.0)
+        return [float(share) for share in np.geomspace(max(LARGEST, low), low, self.points)]
+
+
+def parse_sizes(text: str | None) -> tuple[float, ...] | None:
+    """`0.5,0.35,0.25` as numbers. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError("--sizes", repr(text), "shares with commas between them", "for example 0.5,0.25") from None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network of the frontier; its outcome has the network, its plan and its verdict."""
+
+    asked: float
+    outcome: Outcome
+    covered: bool
+    """True if the fixed sequence reached it. The verdicts of the others are measured, but promise nothing."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """All points, from the largest to the smallest, and what the run took."""
+
+    measure: str
+    points: tuple[Point, ...]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def trace(model: nn.Module, data: Data, options: Options, sizes: Sizes, report: Report = silent) -> Frontier:
+    """Build and judge a network of every size; model and data are checked, observed and planned for once.
+
+    Raises UsageError for a size that cannot be built and for options that fix one (`keep`, `exact`), ModelError
+    where every unit is frozen.
+    """
+    if options.exact or options.keep is not None:
+        given = "--exact" if options.exact else "--keep"
+        raise UsageError("frontier", given, "sizes of its own", "use --sizes, --points and --measure.")
+    started = time.perf_counter()
+    start = prepare(model, data, options, report)
+    if start.frozen:
+        raise ModelError("model", "every group is frozen", "units that may go", "see `compressor inspect`.")
+    bench = open_bench(start, sizes.measure, len(sizes.shares or range(sizes.points)))
+    candidates, said = _built(bench, sizes)
+    certified(bench, candidates)
+    outcomes = _judged(bench, candidates, said)
+    for point in outcomes:
+        point.outcome.model = finished(point.outcome.model, model)
+        point.outcome.seconds = start.seconds
+    start.seconds["total"] = round(time.perf_counter() - started, 3)
+    return Frontier(sizes.measure, outcomes, tuple(bench.outcome.warnings), start.seconds)
+
+
+def _built(bench: Bench, sizes: Sizes) -> tuple[list[Candidate[Made]], list[dict[str, Any] | None]]:
+    """Candidates from the largest to the smallest, each network once, and what the clock said of each."""
+    shares = sizes.spread(bench.smallest)
+    if shares[-1] < bench.smallest:  # before anything is built: tell what can be had
+        bench.allocator.plan(bench.measure, shares[-1])
+    found, said = [], []
+    for share in shares:
+        candidate, timing = bench.made(share)
+        if all(candidate.built is not other.built for other in found):
+            found.append(candidate)
+            said.append(timing)
+    return found, said
+
+
+def _judged(
+    bench: Bench, candidates: Sequence[Candidate[Made]], said: Sequence[dict[str, Any] | None]
+) -> tuple[Point, ...]:
+    """One outcome for each candidate; the judge split is opened once the list of them stands."""
+    start, base = bench.start, bench.outcome
+    warn_before(base, start)
+    tuned = {id(made): row for made, row in bench.builder.tried}
+    rows = [search_row(c.built, tuned[id(c.built)], base.original_size, bench.before) for c in candidates]
+    with timed(start.seconds, "verdict"):
+        start.report("verdict", 0.0)
+        court = Courtroom(start)
+        warn_of_training(base, court.original, bench.before)
+        reached = court.sequence(candidates).verdicts
+        verdicts = [*reached, *(court.verdict(c.built) for c in candidates[len(reached) :])]
+    for row, verdict in zip(rows, reached, strict=False):
+        row["judged"] = verdict.as_dict()
+    points = []
+    for place, (candidate, verdict, timing) in enumerate(zip(candidates, verdicts, said, strict=True)):
+        mine = [{**row, "selected": at == place} for at, row in enumerate(rows)]
+        outcome = replace(base, search=mine, latency=timing, warnings=list(base.warnings))
+        take(outcome, candidate.built, court, verdict)
+        covered = place < len(reached)
+        if not covered:
+            outcome.warnings.append(UNCOVERED)
+        points.append(Point(candidate.share, outcome, covered))
+    return tuple(points)
+
+
+UNCOVERED = (
+    "A larger network of this frontier did not pass, which ended the sequence of tests: this network's verdict is what "
+    "was measured, and not covered by the guarantee."
+)
