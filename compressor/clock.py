@@ -135,6 +135,14 @@ class Clock:
         }
 
 
+def missed(said: dict[str, Any] | None) -> list[str]:
+    """A warning where what `Clock.corrected` took is measurably slower than what was asked for."""
+    if said is None or said["measured"] <= (1 + NEAR) * said["asked"] or said["interval"][0] <= said["asked"]:
+        return []
+    words = f"{said['asked']:.1%} of the original's latency was asked for, the nearest plan measured"
+    return [f"{words} {said['measured']:.1%} [{said['interval'][0]:.1%}, {said['interval'][1]:.1%}]."]
+
+
 def _exported(model: nn.Module, samples: Samples, folder: Path) -> Path:
     inputs, _ = samples.batch(torch.arange(min(EXPORTED, len(samples))))
     return export_onnx(model, inputs, folder / "model.onnx", threads=THREADS).path

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compressor.candidates import timed
+from compressor.clock import missed
 from compressor.judgement import finished, judge_candidates, judge_plain
 from compressor.options import Options
 from compressor.outcome import Outcome
@@ -62,6 +63,7 @@ def _lossy(start: Start) -> Outcome:
     if options.keep is not None:
         candidate, bench.outcome.latency = bench.made(options.keep[1])
         candidates = [candidate]
+        bench.outcome.warnings += missed(bench.outcome.latency)
         if bench.clock is None:
             free = Allocator(start.graph, bench.paths, bench.allocator.sizes).plan(*options.keep)
             bench.outcome.unaligned = size_of(start.work, start.graph, free.kept)

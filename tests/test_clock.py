@@ -113,6 +113,16 @@ def test_a_plan_that_is_as_asked_is_not_corrected(
     assert len(record["tried"]) == 1
 
 
+def test_a_target_that_is_missed_is_told() -> None:
+    told = {"asked": 0.4, "measured": 0.45, "interval": [0.43, 0.47]}
+    assert clocks.missed(told) == [
+        "40.0% of the original's latency was asked for, the nearest plan measured 45.0% [43.0%, 47.0%]."
+    ]
+    assert clocks.missed({**told, "measured": 0.41}) == []
+    assert clocks.missed({**told, "interval": [0.39, 0.5]}) == []
+    assert clocks.missed(None) == []
+
+
 def test_less_than_the_smallest_network_is_refused(wound: tuple[Clock, UnitGraph, Samples]) -> None:
     clock, graph, _ = wound
     with pytest.raises(UsageError, match=r"keep latency=0\.001"):

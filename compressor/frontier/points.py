@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from compressor.candidates import Made, search_row, timed
+from compressor.clock import missed
 from compressor.errors import ModelError, UsageError
 from compressor.judgement import Courtroom, certified, finished, take, warn_before, warn_of_training
 from compressor.options import MEASURES, Options
@@ -138,7 +139,7 @@ def _judged(
     points = []
     for place, (candidate, verdict, timing) in enumerate(zip(candidates, verdicts, said, strict=True)):
         mine = [{**row, "selected": at == place} for at, row in enumerate(rows)]
-        outcome = replace(base, search=mine, latency=timing, warnings=list(base.warnings))
+        outcome = replace(base, search=mine, latency=timing, warnings=[*base.warnings, *missed(timing)])
         take(outcome, candidate.built, court, verdict)
         covered = place < len(reached)
         if not covered:
