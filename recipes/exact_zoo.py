@@ -6,6 +6,7 @@ Run in a checkout: `python recipes/exact_zoo.py --out recipes/results/exact_zoo.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import sys
@@ -38,6 +39,8 @@ def measured(name: str, dtype: torch.dtype, count: int) -> dict[str, Any]:
     fresh = torch.randn(16, *images.shape[1:], generator=torch.Generator().manual_seed(5)).to(dtype)
     with torch.no_grad():
         before, after = wide.model(fresh), small(fresh)
+        singly = torch.cat([wide.model(one) for one in fresh.split(1)])
+        exact = [copy.deepcopy(network).double()(fresh.double()) for network in (wide.model, small)]
     gone = {fold.group: len(fold.dropped) for fold in plan.folds}
     lean_plan = exact_compress(lean, trace(lean, images[:8]), images[:8], effort=0.0)[1]
     return {
@@ -53,6 +56,8 @@ def measured(name: str, dtype: torch.dtype, count: int) -> dict[str, Any]:
         "parameters_after": sum(p.numel() for p in small.parameters()),
         "parameters_lean": sum(p.numel() for p in lean.parameters()),
         "outputs_moved": moved([before], [after]),
+        "outputs_moved_computed_in_float64": moved(exact[:1], exact[1:]),
+        "original_moved_by_another_batch_size": moved([before], [singly]),
         "output_spread": float(before.std(0).mean()),
         "removed_from_lean_with_8_images": lean_plan.removed,
         "samples": list(plan.samples),

@@ -34,13 +34,14 @@ def strength(content: dict[str, Any]) -> str:
 def exact_zoo(content: dict[str, Any]) -> str:
     """Surplus units planted and removed, and how far outputs moved."""
     lines = [
-        "| network | weights | surplus units | removed | others removed | outputs moved / spread | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| network | weights | surplus | removed | others removed | outputs moved | in float64 | by batch size | s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in content["rows"]:
+        moves = ("outputs_moved", "outputs_moved_computed_in_float64", "original_moved_by_another_batch_size")
         lines.append(
             f"| {row['network']} | {row['dtype']} | {row['surplus_units']} | {row['surplus_removed']} | "
-            f"{row['other_units_removed']} | {row['outputs_moved']:.1e} | "
+            f"{row['other_units_removed']} | {' | '.join(f'{row[key]:.1e}' for key in moves)} | "
             f"{row['seconds_exact']:.0f} |"
         )
     return "\n".join(lines)
