@@ -16,14 +16,14 @@ from torch.utils import _pytree as pytree
 from compressor.errors import ModelError
 from compressor.observe import ROWS_PER_REGRESSOR, Statistics, memory_of, observe, processes
 from compressor.planning.allocation import Allocator
-from compressor.planning.paths import Path, clusters, find_path
+from compressor.planning.paths import Path, find_path
 from compressor.records import Plan
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.surgery.landing import Landing, landings
 from compressor.surgery.operate import operate
 from compressor.surgery.refit import Refit, bytes_per_chunk
 from compressor.units.check import certify, checked
-from compressor.units.graph import UnitGraph
+from compressor.units.graph import UnitGraph, clusters
 from compressor.units.program import Program, record
 from compressor.units.sizes import Sizes, SizeTable
 from compressor.units.trace import trace

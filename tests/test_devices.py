@@ -20,13 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from compressor.algebra import elimination
 from compressor.observe import observe, passes, readers, watchers
 from compressor.planning.allocation import Allocator
-from compressor.planning.paths import clusters, find_path
+from compressor.planning.paths import find_path
 from compressor.sources.samples import Batch, as_samples
 from compressor.stages import Workshop, working_copy
 from compressor.surgery import refit
 from compressor.surgery.landing import landings
 from compressor.surgery.operate import operate
 from compressor.units.cut import cut
+from compressor.units.graph import clusters
 from compressor.units.program import record
 from compressor.units.sizes import Sizes
 from compressor.units.trace import trace

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError
 from compressor.findings.ablation import evaluating
-from compressor.observe import first_output
 from compressor.sources.samples import Samples, batches
 from compressor.units.graph import UnitGraph
+from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
 BATCH = 128
@@ -204,7 +204,7 @@ def predicted(model: nn.Module, samples: Samples, batch: int = BATCH) -> Tensor:
     with torch.no_grad(), evaluating(model):
         for one in batches(samples, batch, anything.device, anything.dtype):
             args, kwargs = call_arguments(one.inputs)
-            scores = first_output(model(*args, **kwargs))
+            scores = judged_part(model(*args, **kwargs))[0]
             scores = scores.reshape(len(scores), -1) if scores.ndim < 3 else scores.flatten(2).mean(2)
             parts.append((scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()).cpu())
     return torch.cat(parts)

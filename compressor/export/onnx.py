@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.export.files import move, scratch_folder
-from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped, named_outputs
+from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
 from compressor.export.parity import Parity, bare_copy, count_hooks, parity
 from compressor.export.session import OnnxModel
+from compressor.units.outputs import named_outputs
 
 __all__ = ["OnnxModel", "OnnxReport", "Parity", "export_onnx", "parity"]
 

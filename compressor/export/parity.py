@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.export.inputs import Inputs, arguments, as_float, leaves, main_tensor, mapped
+from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
 from compressor.export.session import OnnxModel
+from compressor.units.outputs import judged_part
 
 TOLERANCE = 1e-3
 """Largest error relative to the spread over inputs at which a file is called the same network."""
@@ -120,7 +121,7 @@ def run(network: nn.Module, inputs: Inputs) -> Tensor:
     """The judged output of a batch, without gradients; ModelError if its rows are not the batch's."""
     args, keywords = arguments(inputs)
     with torch.no_grad():
-        found = main_tensor(network(*args, **keywords))
+        found = judged_part(network(*args, **keywords))[0]
     rows = leaves(inputs)[0].shape[0]
     if found.ndim == 0 or found.shape[0] != rows:
         raise ModelError(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from compressor.errors import SourceError, UsageError
-from compressor.export.inputs import Inputs, leaves, primary
+from compressor.export.inputs import Inputs, leaves
+from compressor.units.outputs import primary
 
 TYPES: dict[str, Any] = {
     "tensor(float)": np.float32,

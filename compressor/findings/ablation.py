@@ -18,10 +18,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from compressor.observe import first_output
 from compressor.records import Finding
 from compressor.sources.samples import Samples, batches
 from compressor.units.graph import Tap, UnitGraph
+from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
 BATCH = 128
@@ -223,7 +223,7 @@ def log_probabilities(model: nn.Module, samples: Samples) -> Tensor:
     parts = []
     for batch in batches(samples, BATCH, anything.device, anything.dtype):
         args, kwargs = call_arguments(batch.inputs)
-        logits = first_output(model(*args, **kwargs))
+        logits = judged_part(model(*args, **kwargs))[0]
         logits = logits.flatten(2).mean(2) if logits.dim() > 2 else logits
         parts.append(torch.log_softmax(logits.float() if logits.device.type == "mps" else logits.double(), 1))
     return torch.cat(parts)

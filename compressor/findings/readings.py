@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from compressor.observe import Statistics, TapStatistics, blocks_of
-from compressor.units.graph import Tap, UnitGraph
+from compressor.units.graph import Tap, UnitGraph, clusters
 
 
 @dataclass(frozen=True)
@@ -154,23 +152,14 @@ class Cluster:
         return min((reading.moments.samples for reading in self.readings), default=0)
 
 
-def clusters(model: nn.Module, graph: UnitGraph, statistics: Statistics) -> list[Cluster]:
+def observed(model: nn.Module, graph: UnitGraph, statistics: Statistics) -> list[Cluster]:
     """All clusters of the graph's live groups, in the order of their first group."""
-    live = np.full(graph.n_units, -1)
-    names = [group for group in graph.groups if group.frozen is None]
-    for i, group in enumerate(names):
-        live[group.units] = i
-    links = [np.unique(live[tap.units[tap.units >= 0]]) for tap in graph.taps]
-    links = [link[link >= 0] for link in links]
-    pairs = np.array([(link[0], other) for link in links if len(link) for other in link], dtype=np.int64).reshape(-1, 2)
-    joined = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(names), len(names)))
-    _, label = connected_components(joined, directed=False)
-    result = []
-    for part in dict.fromkeys(label.tolist()):
-        units = np.concatenate([group.units for i, group in enumerate(names) if label[i] == part])
-        taps = [tap for tap, link in zip(graph.taps, links, strict=True) if len(link) and label[link[0]] == part]
-        result.append(_cluster(model, units, taps, statistics))
-    return result
+    found = []
+    for groups in clusters(graph):
+        units = np.concatenate([group.units for group in groups])
+        taps = [tap for tap in graph.taps if np.isin(tap.units, units).any()]
+        found.append(_cluster(model, units, taps, statistics))
+    return found
 
 
 def _cluster(model: nn.Module, units: np.ndarray, taps: list[Tap], statistics: Statistics) -> Cluster:

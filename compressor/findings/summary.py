@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.findings.dependent import dependent
-from compressor.findings.readings import Cluster, clusters
+from compressor.findings.readings import Cluster, observed
 from compressor.findings.removable import predicted_losses
 from compressor.findings.repeated import repeated, similarity
 from compressor.findings.silent import silent
@@ -49,8 +49,8 @@ def findings(
     found: dict[int, _Said] = {}
     if fresh is not None:
         losses = torch.maximum(losses, predicted_losses(model, graph, fresh))
-    again: list[Cluster | None] = [*clusters(model, graph, fresh)] if fresh is not None else []
-    for i, cluster in enumerate(clusters(model, graph, statistics)):
+    again: list[Cluster | None] = [*observed(model, graph, fresh)] if fresh is not None else []
+    for i, cluster in enumerate(observed(model, graph, statistics)):
         found |= _of_cluster(cluster, losses, allowed, limits, again[i] if again else None)
     return [
         Finding(group.name, int(unit), *found[int(unit)].fields)

@@ -1,6 +1,6 @@
 """What a network does on data: second moments at every consumer's input, and the loss's curvature at its output."""
 
-from compressor.observe.likelihood import first_output, sampled_log_likelihood
+from compressor.observe.likelihood import sampled_log_likelihood
 from compressor.observe.passes import memory_of, observe
 from compressor.observe.processes import from_first, in_step, in_turn, meet, only_first, processes, told
 from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
@@ -13,7 +13,6 @@ __all__ = [
     "TapReader",
     "TapStatistics",
     "blocks_of",
-    "first_output",
     "from_first",
     "in_step",
     "in_turn",

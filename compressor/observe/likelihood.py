@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compressor.algebra.moments import wide
 from compressor.algebra.patches import keyed_hash
-
-
-def first_output(out: Any) -> Tensor:
-    """The tensor that is judged: `logits` if the output has it, else the first tensor."""
-    if isinstance(out, Tensor):
-        return out
-    if hasattr(out, "logits"):
-        return out.logits
-    values: Iterable[Any] = out.values() if isinstance(out, dict) else out
-    if isinstance(out, dict) and "logits" in out:
-        return out["logits"]
-    return first_output(next(v for v in values if isinstance(v, (Tensor, dict, tuple, list))))
 
 
 def sampled_log_likelihood(output: Tensor, ids: Tensor, key: int) -> Tensor:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, distributed, nn
 
 from compressor.algebra.moments import wide
-from compressor.observe.likelihood import first_output, sampled_log_likelihood
+from compressor.observe.likelihood import sampled_log_likelihood
 from compressor.observe.processes import connected, in_step, least, processes
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
 from compressor.observe.watchers import Watcher, watching
 from compressor.units.graph import Tap, UnitGraph
+from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
 BUDGET_SHARE = 0.25
@@ -111,7 +112,7 @@ def _forward(model: nn.Module, watchers: dict[str, Watcher], batch: Any, autocas
     args, kwargs = call_arguments(batch.inputs)
     kind = next(model.parameters()).device.type
     with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
-        return first_output(model(*args, **kwargs))
+        return judged_part(model(*args, **kwargs))[0]
 
 
 def _gradients(likelihood: Tensor, watchers: list[Watcher]) -> None:

@@ -27,27 +27,6 @@ class Path:
     increments: np.ndarray
 
 
-def clusters(graph: UnitGraph) -> list[list[Group]]:
-    """Live groups joined where they share a tap, in execution order."""
-    live = [group for group in graph.groups if group.frozen is None]
-    owner = {int(u): i for i, group in enumerate(live) for u in group.units}
-    parent = list(range(len(live)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    for tap in graph.taps:
-        members = sorted({root(owner[int(u)]) for u in tap.units if int(u) in owner})
-        for other in members[1:]:
-            parent[root(other)] = root(members[0])
-    joined: dict[int, list[Group]] = {}
-    for i, group in enumerate(live):
-        joined.setdefault(root(i), []).append(group)
-    return list(joined.values())
-
-
 def consumer_matrix(module: nn.Module, tap: Tap, per_kernel: bool) -> Tensor:
     """(O', D) weights of a consumer over its regressors; without kernel regressors the kernel taps are more outputs."""
     layer: Any = module

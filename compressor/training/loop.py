@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import DataError, ModelError
-from compressor.observe import first_output
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
 from compressor.training.augment import augmented, mixed
+from compressor.units.outputs import judged_part
 
 Loss = Callable[[Any, Batch], Tensor]
 """(the network's output, the batch as the network saw it) -> mean loss per sample, a scalar."""
@@ -132,7 +132,7 @@ def accuracy(model: nn.Module, samples: Samples, device: str | torch.device = "c
             for part in batches(samples, batch, device):
                 if part.labels is None:
                     raise DataError(samples.name, "no labels", "labels", "give a dataset of (input, label).")
-                right += int((first_output(forward(model, part.inputs)).argmax(1) == part.labels).sum())
+                right += int((judged_part(forward(model, part.inputs))[0].argmax(1) == part.labels).sum())
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -231,7 +231,7 @@ class _Run:
             total, seen = total + value * len(batch.ids), seen + len(batch.ids)
             labelled = batch.labels is not None and not batch.labels.is_floating_point()
             if labelled:
-                right += int((first_output(output).argmax(1) == batch.labels).sum())
+                right += int((judged_part(output)[0].argmax(1) == batch.labels).sum())
             if self._is_time_to_ask():
                 self._ask()
             if progress is not None:
@@ -297,7 +297,7 @@ def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer
 def _cross_entropy(smoothing: float) -> Loss:
     def loss(output: Any, batch: Batch) -> Tensor:
         assert batch.labels is not None
-        return F.cross_entropy(first_output(output).float(), batch.labels, label_smoothing=smoothing)
+        return F.cross_entropy(judged_part(output)[0].float(), batch.labels, label_smoothing=smoothing)
 
     return loss
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.observe import first_output
 from compressor.observe.processes import least
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, Progress, TrainingReport, TrainOptions, forward, steps_per_epoch, train
+from compressor.units.outputs import judged_part
 
 TEMPERATURE = 2.0
 OPTIONS = TrainOptions(batch=64, lr=2e-3, optimizer="adamw", weight_decay=0.01, bf16=True, mix=True, frozen_modes=True)
@@ -175,8 +175,8 @@ class Teacher:
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """What the student is trained on: how far its output is from the original's on the same inputs."""
         with torch.no_grad():
-            wanted = _wide(first_output(forward(self.network, batch.inputs)))
-        return self._apart(_wide(first_output(output)), wanted, TEMPERATURE)
+            wanted = _wide(judged_part(forward(self.network, batch.inputs))[0])
+        return self._apart(_wide(judged_part(output)[0]), wanted, TEMPERATURE)
 
     def distance(self, network: nn.Module) -> float:
         """The mean distance over the tune split, at temperature 1."""
@@ -191,7 +191,7 @@ class Teacher:
     def _answers(self, network: nn.Module) -> Tensor:
         with torch.no_grad():
             parts = batches(self.tune, CHECK_BATCH, self.device, self.dtype)
-            return torch.cat([first_output(forward(network, part.inputs)).cpu().double() for part in parts])
+            return torch.cat([judged_part(forward(network, part.inputs))[0].cpu().double() for part in parts])
 
 
 def _wide(scores: Tensor) -> Tensor:

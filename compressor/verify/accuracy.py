@@ -6,9 +6,9 @@ Letters: n samples, C classes, P positions (of a segmentation map; absent for pl
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.errors import CompressorError, DataError, ModelError
 from compressor.sources.trees import first_not_finite, map_leaves
+from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
 NO_SIGNAL_ROUNDINGS = 8.0
@@ -98,32 +99,6 @@ def outputs_of(
     if check:
         check_signal(found, name)
     return found
-
-
-def judged_part(answer: Any) -> tuple[Tensor, str]:
-    """The tensor that is judged, and in words which: `logits` of a dict or record, else the first tensor."""
-    if isinstance(answer, Tensor):
-        return answer, "the output"
-    named = answer.get("logits") if isinstance(answer, Mapping) else getattr(answer, "logits", None)
-    if isinstance(named, Tensor):
-        return named, f"'logits' of the output ({type(answer).__name__})"
-    items: list[tuple[str, Any]]
-    if isinstance(answer, Mapping):
-        items = [(f"'{key}'", value) for key, value in answer.items()]
-    elif is_dataclass(answer) and not isinstance(answer, type):
-        items = [(f"'{field.name}'", getattr(answer, field.name)) for field in fields(answer)]
-    else:
-        items = [(f"tensor {place}", leaf) for place, leaf in enumerate(pytree.tree_leaves(answer))]
-    for place, value in items:
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                return leaf, f"{place} of the output ({type(answer).__name__}), its first floating tensor"
-    raise ModelError(
-        "output of the network",
-        f"a {type(answer).__name__} without a floating tensor",
-        "a tensor of scores, or a tuple, dict or record with one",
-        "return the scores; name them 'logits' where there are several tensors",
-    )
 
 
 def check_signal(found: Outputs, name: str = "original") -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import onnx
 import pytest
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from compressor.errors import ModelError, SourceError, UsageError
 from compressor.export import onnx as exporting
 from compressor.export import parity as comparing
-from compressor.export.inputs import main_tensor, named_outputs
 from compressor.export.onnx import OnnxModel, export_onnx, parity
 
 
@@ -192,29 +189,6 @@ def test_dicts_in_and_out_compare_the_logits_and_export_all(tmp_path):
     assert report.outputs == ("features", "logits")
     assert report.parity.holds
     torch.testing.assert_close(OnnxModel(report.path)(inputs), net(**inputs)["logits"].detach())
-
-
-def test_outputs_are_named_and_the_judged_one_is_found():
-    class Named(NamedTuple):
-        count: Tensor
-        scores: Tensor
-
-    @dataclass
-    class Kept:
-        loss: Tensor | None
-        hidden: tuple[Tensor, ...]
-        logits: Tensor
-
-    whole, floating = torch.tensor([1]), torch.tensor([0.5])
-    assert list(named_outputs(Named(whole, floating))) == ["count", "scores"]
-    assert main_tensor(Named(whole, floating)) is floating
-    kept = Kept(None, (whole, whole), floating)
-    assert list(named_outputs(kept)) == ["hidden", "hidden_1", "logits"]
-    assert main_tensor(kept) is floating
-    assert list(named_outputs((floating, [whole, {"a": floating}]))) == ["output", "output_1", "output_2"]
-    assert main_tensor({"first": whole, "then": floating}) is floating
-    with pytest.raises(ModelError, match="without a tensor"):
-        named_outputs({"a": None})
 
 
 def test_one_sample_is_enough_and_half_precision_is_exported_in_single(tmp_path):

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.observe import Statistics, observe
-from compressor.planning.paths import Path, clusters, consumer_matrix, curved_product, find_path
+from compressor.planning.paths import Path, consumer_matrix, curved_product, find_path
 from compressor.sources.samples import Batch
 from compressor.surgery.landing import landings
 from compressor.surgery.operate import operate
-from compressor.units.graph import UnitGraph
+from compressor.units.graph import UnitGraph, clusters
 from compressor.units.program import record
 from compressor.units.trace import trace
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections import namedtuple
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,25 +15,9 @@ from compressor.verify.accuracy import (
     checked_labels,
     class_scores,
     hits,
-    judged_part,
     out_of_memory,
     outputs_of,
 )
-
-
-@dataclass
-class Record:
-    hidden: Tensor
-    logits: Tensor
-
-
-@dataclass
-class Plain:
-    count: int
-    scores: Tensor
-
-
-Pair = namedtuple("Pair", "logits aux")
 
 
 def data(n: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -89,28 +71,7 @@ def test_half_outputs_are_widened_but_remembered() -> None:
     assert (found.logits.dtype, found.dtype) == (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize(
-    ("wrap", "words"),
-    [
-        (lambda y: {"aux": y + 1, "logits": y}, "'logits' of the output (dict)"),
-        (lambda y: Record(y + 1, y), "'logits' of the output (Record)"),
-        (lambda y: Pair(y, y + 1), "'logits' of the output (Pair)"),
-        (lambda y: (y, y + 1), "tensor 0 of the output (tuple), its first floating tensor"),
-        (lambda y: [torch.zeros(3, dtype=torch.int64), y], "tensor 1 of the output (list)"),
-        (lambda y: {"loss": None, "scores": y}, "'scores' of the output (dict)"),
-        (lambda y: Plain(3, y), "'scores' of the output (Plain)"),
-    ],
-)
-def test_the_judged_part_is_said(wrap: Any, words: str) -> None:
-    y = torch.randn(3, 4)
-    part, judged = judged_part(wrap(y))
-    assert torch.equal(part, y)
-    assert judged.startswith(words)
-
-
-def test_no_tensor_is_refused() -> None:
-    with pytest.raises(ModelError, match="without a floating tensor"):
-        judged_part({"text": "cat"})
+def test_class_numbers_are_refused() -> None:
     with pytest.raises(ModelError, match=r"torch.int64 of shape \(30,\)"):
         outputs_of(lambda x: x.argmax(1), as_samples(data()[0]))
 
