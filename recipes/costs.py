@@ -8,22 +8,19 @@ over the same images; all paths against the statistics; a 4,096-unit layer's pat
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics as stats
 import time
 from pathlib import Path
 from typing import Any
 
-import networks
+import measuring
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import compressor
 from compressor.algebra.elimination import TapState, eliminate, precision
-from compressor.recording import machine, versions
 from compressor.sources.data import load_data
 from compressor.sources.samples import Samples, batches
 from compressor.stages import Workshop, find_units, working_copy
@@ -47,9 +44,7 @@ def plain_pass(model: nn.Module, samples: Samples) -> None:
 
 def stage_costs(name: str, folder: Path, samples: Samples) -> dict[str, Any]:
     """Interleaved repeats of a plain pass, the statistics and the paths."""
-    model = getattr(networks, name)()
-    model.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    work = working_copy(model.eval(), torch.device("cpu"))
+    work = working_copy(measuring.trained(name, folder), torch.device("cpu"))
     shop = Workshop.open(work, find_units(work, samples, 0), samples, 0)
     plain_pass(work, samples.take(range(500)))
     rows = []
@@ -78,28 +73,20 @@ def wide_layer(units: int = 4096) -> float:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    torch.set_num_threads(2)
+    given = measuring.parsed(measuring.arguments(__doc__))
     data = load_data("fashion-mnist")
     rows = [stage_costs(name, given.checkpoints, data.calibrate) for name in ("mlp", "vgg", "resnet")]
-    model = networks.resnet()
-    model.load_state_dict(load_file(given.checkpoints / "resnet.safetensors"))
+    model = measuring.trained("resnet", given.checkpoints)
     whole = seconds(
-        lambda: compressor.compress(model.eval(), data.calibrate, data.tune, data.judge, keep="params=0.45", align=1)
+        lambda: compressor.compress(model, data.calibrate, data.tune, data.judge, keep="params=0.45", align=1)
     )
     content = {
         "stages": rows,
         "path_of_4096_units_seconds": wide_layer(),
         "compress_resnet_keep_seconds": whole,
-        "threads": 2,
-        "versions": versions(),
-        "machine": machine(),
     }
-    given.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in content.items() if k not in ("versions", "machine")}, indent=1))
+    measuring.write(content, given.out)
+    print(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

@@ -9,22 +9,18 @@ batch 32 on one thread, interleaved with the original.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import networks
+import measuring
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import nn
 
 import compressor
 from compressor.export.latency import compare_latency
 from compressor.export.onnx import export_onnx
-from compressor.recording import machine, versions
 from compressor.sources.data import load_data
 
 
@@ -52,24 +48,18 @@ def row(name: str, model: nn.Module, parts: tuple[Any, Any, Any], example: Any) 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    torch.set_num_threads(2)
+    given = measuring.parsed(measuring.arguments(__doc__))
     data = load_data("fashion-mnist")
-    vgg = networks.vgg()
-    vgg.load_state_dict(load_file(given.checkpoints / "vgg.safetensors"))
     some = (data.calibrate.take(range(2000)), data.tune.take(range(500)), data.judge.take(range(1000)))
     example, _ = data.judge.batch(torch.arange(32))
-    rows = [row("vgg", vgg.eval(), some, example)]
+    rows = [row("vgg", measuring.trained("vgg", given.checkpoints), some, example)]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(200, 3, 128, 128, generator=generator)
     labels = torch.randint(0, 1000, (200,), generator=generator)
     parts = (images[:120], labels[:120]), (images[120:150], labels[120:150]), (images[150:], labels[150:])
     torch.manual_seed(0)
     rows.append(row("resnet18", torchvision.models.resnet18(weights=None).eval(), parts, images[:32]))
-    given.out.write_text(json.dumps({"rows": rows, "versions": versions(), "machine": machine()}, indent=1) + "\n")
+    measuring.write({"rows": rows}, given.out)
     for entry in rows:
         for made in entry["results"]:
             print(entry["network"], {k: v for k, v in made.items() if k != "kept"})

@@ -10,18 +10,15 @@ first. Results are written after every run; runs that are there already are not 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import networks
+import measuring
 import torch
-from safetensors.torch import load_file
 
 import compressor
-from compressor.recording import machine, versions
 from compressor.sources.data import load_data
 
 KEEP = {"mlp": 0.12, "vgg": 0.27, "resnet": 0.45, "inception": 0.48}
@@ -39,9 +36,7 @@ def accuracies(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tenso
 
 def run(name: str, folder: Path, options: dict[str, Any], data: Any, test: Any) -> dict[str, Any]:
     """One compression, with what it cost and what it kept."""
-    model = getattr(networks, name)()
-    model.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    model.eval()
+    model = measuring.trained(name, folder)
     started = time.perf_counter()
     result = compressor.compress(model, data.calibrate, data.tune, data.judge, align=1, **options)
     seconds = time.perf_counter() - started
@@ -67,13 +62,9 @@ def run(name: str, folder: Path, options: dict[str, Any], data: Any, test: Any) 
 
 def main() -> None:
     """Run what is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = measuring.arguments(__doc__)
     parser.add_argument("--networks", nargs="*", default=list(KEEP))
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    given = measuring.parsed(parser)
     done = json.loads(given.out.read_text())["runs"] if given.out.is_file() else []
     data = load_data("fashion-mnist")
     whole = data.judge.batch(torch.arange(len(data.judge)))
@@ -88,9 +79,7 @@ def main() -> None:
             continue
         row = run(name, given.checkpoints, options, data, whole)
         done.append(row)
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"runs": done, "versions": versions(), "machine": machine()}
-        given.out.write_text(json.dumps(content, indent=1) + "\n")
+        measuring.write({"runs": done}, given.out)
         verdict = row["verdict"]["value"]
         print(f"{name} {options}: {row['params']:.3f} of the parameters, lost {row['lost']}, {verdict}", flush=True)
 
