@@ -56,7 +56,7 @@ def test_a_whole_run(bundles: Path) -> None:
     assert found["verdict"]["value"] == "passed"
     assert found["verdict"]["details"]["judged"] == "the output"
     assert found["compressed"]["params"] <= 0.8 * found["original"]["params"]
-    assert found["onnx"]["agreement"] == 1
+    assert found["onnx"]["agreement"] == 100
     assert found["onnx"]["latency_ratio"] > 0
     assert found["onnx_verdict"]["value"] == "passed"
     assert found["options"]["checkpoint"] == str((bundles / "weights.pt").resolve())
@@ -64,6 +64,7 @@ def test_a_whole_run(bundles: Path) -> None:
     assert sorted(found["files"]) == ["manifest.json", "model.onnx", "model.safetensors"]
     assert found["command"].startswith("compressor compress 'net.py:net?seed=7' --checkpoint weights.pt")
     assert found["judge_uses"] == 1
+    assert len({(bundles / "small" / name).stat().st_mode for name in [*FILES, "../net.py"]}) == 1
 
 
 def test_verify_from_another_folder(bundles: Path, small: Path, terminal: Terminal) -> None:
@@ -100,7 +101,7 @@ def test_verify_refuses_another_checkpoint(small: Path, home: Path, terminal: Te
 def test_export_again(bundles: Path, small: Path, terminal: Terminal) -> None:
     (small / "model.onnx").unlink()
     assert terminal("export", small, "--format", "onnx", "--json") == 0
-    assert terminal.json()["agreement"] == 1
+    assert terminal.json()["agreement"] == 100
     assert terminal("verify", small, "--data", bundles / "net.py:data", "--json") == 0
     assert terminal.json()["onnx_verdict"]["value"] == "passed"
 

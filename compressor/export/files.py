@@ -114,13 +114,16 @@ def clean_partial(folder: str | Path) -> None:
 def replacing(target: str | Path) -> Iterator[Path]:
     """A path to write to; on leaving without an error it becomes `target`, else it is removed.
 
-    The file is on the disk before it is renamed. Raises UsageError where the folder cannot be written.
+    The file is on the disk before it is renamed, and has the permissions of any new file there, whatever the writer
+    gave it. Raises UsageError where the folder cannot be written.
     """
     target = Path(target)
     partial = target.parent / _partial_name(target.name)
     with _writing(target):
         try:
+            mode = _mode_of_new(partial)
             yield partial
+            partial.chmod(mode)
             move(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -231,6 +234,14 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _unwritable(f"writing '{target}'", error) from error
+
+
+def _mode_of_new(path: Path) -> int:
+    """What the umask (or the folder) makes of a new file: asked of the file system, as the umask is all threads'."""
+    path.touch()
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode & 0o777
 
 
 def _sync(path: Path) -> None:

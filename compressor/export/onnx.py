@@ -58,7 +58,7 @@ class OnnxReport:
 
     @property
     def agreement(self) -> float | None:
-        """Share of equal argmaxes."""
+        """Percentage of equal argmaxes."""
         return self.parity.agreement
 
     def as_dict(self) -> dict[str, Any]:

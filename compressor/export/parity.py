@@ -34,7 +34,7 @@ class Parity:
     """How far an ONNX file is from its network on the same inputs.
 
     `relative_error` is the largest error over the spread (standard deviation over inputs, root mean square
-    over outputs); `agreement` the share of equal argmaxes, None where there are no classes. Without signal
+    over outputs); `agreement` the percentage of equal argmaxes, None where there are no classes. Without signal
     both errors are None and nothing is claimed. `rounding` is torch's own float32 error on the same scale.
     """
 
@@ -225,8 +225,8 @@ def _compared(blank: Parity, got: Tensor, expected: Tensor, model: nn.Module, ro
 
 
 def _agreement(got: Tensor, expected: Tensor) -> float | None:
-    """Share of equal argmaxes over classes: the last axis of 2 or 3, the second of maps (N, C, H, W)."""
+    """Percentage of equal argmaxes over classes: the last axis of 2 or 3, the second of maps (N, C, H, W)."""
     axis = 1 if expected.ndim > 3 else expected.ndim - 1
     if axis < 1 or expected.shape[axis] < 2:
         return None
-    return float((got.argmax(axis) == expected.argmax(axis)).double().mean())
+    return 100 * float((got.argmax(axis) == expected.argmax(axis)).double().mean())

@@ -1,7 +1,7 @@
 """The schema of `record.json`: everything that text, page and scripts may rely on, checked in one place.
 
-Accuracies, drops, intervals and the agreement of a fidelity are percentage points; sizes of search candidates
-and the agreement of an ONNX file are shares between 0 and 1. Keys that the schema does not know are kept.
+Accuracies, agreements, drops and intervals are percentage points; sizes of search candidates are shares between 0
+and 1. Keys that the schema does not know are kept.
 """
 
 from __future__ import annotations
@@ -216,12 +216,12 @@ class Clocked(Timed):
 
 
 class OnnxPart(Part):
-    """The exported file. `agreement` is a share; errors are None where the outputs carry no signal."""
+    """The exported file. `agreement` is with the network; errors are None where the outputs carry no signal."""
 
     path: str
     opset: Count
     max_abs_error: float | None
-    agreement: Share | None
+    agreement: Percent | None
     latency_ratio: float | None
     relative_error: float | None = None
     bytes: Count | None = None

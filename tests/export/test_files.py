@@ -61,6 +61,17 @@ def test_writes_replace_the_whole_file_and_leave_nothing_else(tmp_path):
     assert names(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_a_writer_that_keeps_its_file_private_does_not_decide(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "weights") as partial:
+            partial.touch(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_kill_between_write_and_rename_keeps_the_old_file(tmp_path, monkeypatch):
     files.write_text(tmp_path / "a.txt", "old")
 

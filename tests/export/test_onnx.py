@@ -116,7 +116,7 @@ def test_one_file_that_is_the_network(exported):
     assert not report.parity.perturbed
     assert 0 < report.max_abs_error < 1e-5
     assert report.relative_error < 1e-4
-    assert report.agreement == 1.0
+    assert report.agreement == 100
     graph = onnx.load(report.path)
     assert report.nodes == len(graph.graph.node)
     assert report.opset == graph.opset_import[0].version >= 18
@@ -150,7 +150,7 @@ def test_the_report_is_plain_json(exported):
     from compressor.export.files import to_json
 
     _, report, *_ = exported
-    assert '"agreement": 1.0' in to_json(report.as_dict())
+    assert '"agreement": 100.0' in to_json(report.as_dict())
 
 
 def test_silence_and_the_callers_filters_and_loggers_stay(tmp_path, capfd):

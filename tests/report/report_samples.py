@@ -104,7 +104,7 @@ PASSED = {
         _candidate(0.08, -0.91, _judged("failed", -1.31)),
         _candidate(0.04, -9.8),
     ],
-    "onnx": {"path": "model.onnx", "opset": 18, "max_abs_error": 2.3e-6, "agreement": 1.0,
+    "onnx": {"path": "model.onnx", "opset": 18, "max_abs_error": 2.3e-6, "agreement": 99.95,
              "latency_ratio": 0.268,             "latency": LATENCY, "bytes": 1_402_113,
              "relative_error": 7e-7, "notes": ["batch is dynamic"]},
     "align": {"block": 16, "why": "measured on this machine"},
