@@ -79,7 +79,7 @@ def test_torchrun_gives_what_one_process_gives(home: Path, terminal: Terminal) -
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "compressor"]
     path = str(Path(compressor.__file__).parent.parent)
     done = subprocess.run(
-        [*run, *asked, "both"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+        [*run, *asked, "both"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
     )
     assert "record.json" in results(home / "both"), done.stderr
     assert results(home / "both") == results(home / "alone")
@@ -105,7 +105,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for process in started:
         process.start()
     for process in started:
-        process.join(120)  # an exchange that waits for nobody would take a day
+        process.join(300)  # an exchange that waits for nobody would take a day
     assert [process.exitcode for process in started] == [0, 9]
     found = {name: [json.loads((folder / f"{name}.{rank}").read_text()) for rank in (0, 1)] for name in COMMANDS[:-1]}
     found[COMMANDS[-1]] = [json.loads((folder / f"{COMMANDS[-1]}.0").read_text())]
