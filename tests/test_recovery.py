@@ -60,7 +60,7 @@ def plain() -> Result:
 
 @pytest.fixture(scope="module")
 def recovered() -> Result:
-    return compressor.compress(network(), *parts(), **ASKED, recover="60ep")
+    return compressor.compress(network(), *parts(), **ASKED, recover="30ep")
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -75,8 +75,8 @@ def test_a_candidate_is_recovered_before_it_is_compared(plain: Result, recovered
     assert recovered.record["compressed"] == plain.record["compressed"]
     assert recovered.record["groups"] == plain.record["groups"]
     assert row["recovered"] == about
-    assert (about["budget"], about["steps"], about["samples"]) == ("60ep", 60 * (1500 // recover.OPTIONS.batch), 1500)
-    assert recovered.record["options"]["recover"] == "60ep"
+    assert (about["budget"], about["steps"], about["samples"]) == ("30ep", 30 * (1500 // recover.OPTIONS.batch), 1500)
+    assert recovered.record["options"]["recover"] == "30ep"
     assert about["tune"]["before"] == plain.record["search"][0]["tune"]
     assert about["tune"]["after"] == row["tune"]
     assert row["tune"]["accuracy"] > about["tune"]["before"]["accuracy"] + 1
@@ -93,7 +93,7 @@ def test_the_report_says_it(recovered: Result) -> None:
     assert said is not None
     before, after = (about["tune"][when]["accuracy"] for when in ("before", "after"))
     assert f"tune accuracy {before:.2f} -> {after:.2f}" in said
-    assert f"{about['steps']:,} steps, 60 epochs of 1,500 inputs" in said
+    assert f"{about['steps']:,} steps, 30 epochs of 1,500 inputs" in said
 
 
 def test_no_labels_are_needed_and_the_steps_repeat_the_run(recovered: Result, tmp_path: Path) -> None:
