@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
-NAMES = ("strength", "compare", "exact_zoo", "latency", "costs", "capacity_costs")
+NAMES = ("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs")
 
 
 def strength(content: dict[str, Any]) -> str:
@@ -19,6 +19,8 @@ def strength(content: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in content["runs"]:
+        if row.get("recover"):
+            continue
         asked = row["options"].get("keep") or f"max-drop {row['options']['max_drop']:g}"
         verdict, lost = row["verdict"], row["lost"]
         low, high = verdict["interval"]
@@ -28,6 +30,25 @@ def strength(content: dict[str, Any]) -> str:
         judged = f"{verdict['value']} (allowed {verdict['allowed']:g}): {bounds}"
         wall = f"{row['seconds']['wall']:.0f}"
         lines.append(f"| {row['network']} | {asked} | {shares} | {losses} | {judged} | {wall} |")
+    return "\n".join(lines)
+
+
+def recovered(content: dict[str, Any]) -> str:
+    """Smaller sizes with label-free recovery."""
+    lines = [
+        "| network | parameters | accuracy lost | first | second | verdict | steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in content["runs"]:
+        if not row.get("recover"):
+            continue
+        lost, verdict = row["lost"], row["verdict"]
+        low, high = verdict["interval"]
+        judged = f"{verdict['value']}: {verdict['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        losses = f"{lost['all']:.2f} | {lost['first']:.2f} | {lost['second']:.2f}"
+        lines.append(
+            f"| {row['network']} | {100 * row['params']:.1f} % | {losses} | {judged} | {row['recover']['steps']} |"
+        )
     return "\n".join(lines)
 
 
@@ -122,11 +143,12 @@ def table(name: str) -> str:
     if name == "compare":
         found = {p.stem.removeprefix("compare_"): json.loads(p.read_text()) for p in RESULTS.glob("compare_*.json")}
         return compare(found) if found else "*(not measured yet)*"
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{'strength' if name == 'recovered' else name}.json"
     if not path.is_file():
         return "*(not measured yet)*"
     write = {
         "strength": strength,
+        "recovered": recovered,
         "exact_zoo": exact_zoo,
         "latency": latency,
         "costs": costs,
