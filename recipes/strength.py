@@ -3,10 +3,10 @@
     python recipes/strength.py CHECKPOINTS --out recipes/results/strength.json
 
 CHECKPOINTS is a folder with mlp, vgg, resnet and inception .safetensors (train them with the recipes beside this file).
-Runs are on widths that need not be aligned: a given size, the search at --max-drop 1.0, a smaller size, and a smaller one
-yet with five minutes of recovery. Accuracy is counted
-by a plain loop over the test set, and apart for its first and second 5,000 images: decisions may only be taken on the
-first. Results are written after every run; runs that are there already are not repeated.
+Runs are on widths that need not be aligned: a given size, the search at --max-drop 1.0, a smaller size, and one smaller
+yet with five minutes of recovery. Accuracy is counted by a plain loop over the test set, and apart for its first and
+second 5,000 images: decisions may only be taken on the first. Results are written after every run; runs that are there
+already are not repeated.
 """
 
 from __future__ import annotations
