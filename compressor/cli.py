@@ -130,8 +130,9 @@ def run(
     from compressor.recipe import load_recipe
 
     content, base = load_recipe(recipe)
-    if content.compare is not None:
-        _compare(content, base, out or content.out or Path(recipe).stem, resume, force, as_json)
+    if content.compare is not None or content.capacity is not None:
+        study = _compare if content.compare is not None else _capacity
+        study(content, base, out or content.out or Path(recipe).stem, resume, force, as_json)
         return
     job = from_recipe(content, base, _typed())
     _run_job(job, out or content.out or Path(recipe).stem, resume, force, as_json)
@@ -145,6 +146,28 @@ def _compare(content: Any, base: Path, out: str, resume: bool, force: bool, as_j
     with shown(Console(stderr=True), as_json) as report:
         found = run_comparison(content, base, out, resume=resume, force=force, command=_typed(), report=report)
     _emit(found, lambda: comparison_view(found), as_json)
+
+
+@app.command()
+def capacity(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")],
+    out: Out, resume: Resume = False, force: Force = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure a ladder of networks of growing width beside its nulls, and judge the published claims."""
+    from compressor.recipe import load_recipe
+
+    content, base = load_recipe(recipe)
+    _capacity(content, base, out, resume, force, as_json)
+
+
+def _capacity(content: Any, base: Path, out: str, resume: bool, force: bool, as_json: bool) -> None:
+    from compressor.capacity.study import run_capacity
+    from compressor.progress import shown
+    from compressor.report.capacity import capacity_view
+
+    with shown(Console(stderr=True), as_json) as report:
+        found = run_capacity(content, base, out, resume=resume, force=force, command=_typed(), report=report)
+    _emit(found, lambda: capacity_view(found), as_json)
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from compressor.errors import UsageError
 from compressor.sources.factories import meant
+from compressor.training.initial import Initialisation
 from compressor.training.loop import TrainOptions
+from compressor.training.schedules import Optimizer, Schedule
 
 SIZE_LIMIT = 1_000_000
 """Bytes of a recipe at most."""
@@ -42,8 +46,9 @@ class TrainSection(Section):
 
     epochs: int = Field(default=10, ge=1)
     batch: int = Field(default=128, ge=1)
-    lr: float = Field(default=0.1, gt=0, description="peak of the one-cycle schedule")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0, description="peak of the schedule")
+    optimizer: Optimizer = "sgd"
+    schedule: Schedule = "one_cycle"
     weight_decay: float = Field(default=5e-4, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     flip: bool = Field(default=False, description="mirror half of the images")
@@ -83,6 +88,56 @@ class CompareSection(Section):
     stop_at: float = Field(default=3.0, gt=0, description="points lost at which a method is asked for no smaller size")
 
 
+Arguments = dict[str, int | float | bool | str | None]
+
+
+class SettingSection(Section):
+    """One way to train a ladder, by what is different from the recipe's own."""
+
+    labels: Literal["true", "random"] = "true"
+    initialisation: Initialisation | None = Field(default=None, description="how weights are drawn; else the model's")
+    train_samples: int | None = Field(default=None, ge=2, description="the first so many training samples")
+    scale: float = Field(default=1.0, gt=0, description="factor of learning rate and batch size")
+    train: dict[str, int | float | bool | str] = Field(default={}, description="keys of `train` that differ")
+    model_args: Arguments = {}
+    data_args: Arguments = {}
+
+
+class CapacitySection(Section):
+    """A ladder of networks of growing `width`, measured beside its nulls."""
+
+    widths: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=2, description="rising values of `width`")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    settings: dict[str, SettingSection] = Field(default={"base": SettingSection()}, min_length=1)
+    train_samples: int | None = Field(default=None, ge=2, description="the first so many training samples")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(), description="each is tried; the best one on the tune part stays"
+    )
+    layers: tuple[str, ...] = Field(default=(), description="modules to measure; else the model's `taps`, or its units")
+    orders: int = Field(default=3, ge=1, description="random orders of ablation")
+    by_layer: bool = Field(default=False, description="ablate every layer alone too")
+    chunks: int = Field(default=100, ge=1, description="random chunks of each size")
+    regressions: int = Field(default=40, ge=1, description="of these, how many are regressed on")
+    chunk_samples: int = Field(default=10_000, ge=10, description="training samples that chunks are asked for")
+    max_rows: int = Field(default=50_000, ge=100, description="rows of activations per layer")
+    snapshots: tuple[Share, ...] = Field(default=(), description="shares of the training at which to measure too")
+    effective: bool = Field(default=False, description="ask the compressor how many units are needed")
+
+    @field_validator("widths")
+    @classmethod
+    def _rising(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
+        if any(second <= first for first, second in itertools.pairwise(widths)):
+            raise ValueError("widths that rise")
+        return widths
+
+    @field_validator("settings")
+    @classmethod
+    def _names_of_files(cls, settings: dict[str, SettingSection]) -> dict[str, SettingSection]:
+        if any(not re.fullmatch(r"[A-Za-z0-9_.]+", name) for name in settings):
+            raise ValueError("names of letters, digits, _ and .")
+        return settings
+
+
 class Recipe(Section):
     """One run: a network, its data, optionally its training, and how to compress it."""
 
@@ -96,7 +151,15 @@ class Recipe(Section):
     train: TrainSection | None = None
     compress: CompressSection = CompressSection()
     compare: CompareSection | None = Field(default=None, description="compare methods instead of compressing once")
+    capacity: CapacitySection | None = Field(default=None, description="measure a ladder of widths instead")
     out: str | None = Field(default=None, description="output folder, relative to the working directory")
+
+    def spec_of(self, *, model: Arguments | None = None, data: Arguments | None = None) -> tuple[str, str]:
+        """MODEL and DATA in the form of the command line, with these arguments on top of the recipe's."""
+        return (
+            _with_query(self.model, {**self.model_args, **(model or {})}),
+            _with_query(self.data, {**self.data_args, **(data or {})}),
+        )
 
     @property
     def model_spec(self) -> str:
@@ -214,7 +277,10 @@ def _keys_at(steps: tuple[int | str, ...]) -> list[str]:
         ("train",): TrainSection,
         ("compress",): CompressSection,
         ("compare",): CompareSection,
+        ("capacity",): CapacitySection,
     }
+    if len(steps) == 3 and steps[:2] == ("capacity", "settings"):
+        return list(SettingSection.model_fields)
     return list(sections[steps].model_fields) if steps in sections else []
 
 
@@ -224,5 +290,5 @@ def _with_query(spec: str, arguments: Mapping[str, Any]) -> str:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The whole recipe with every default filled in, for the record."""
-    return recipe.model_dump(mode="json")
+    """The whole recipe with every default filled in, for the record; without the kinds of study that it is not."""
+    return recipe.model_dump(mode="json", exclude={"capacity"} if recipe.capacity is None else None)

@@ -20,7 +20,7 @@ STOREYS = (
     "verify export",
     "report recipe options",
     "stages",
-    "candidates outcome clock",
+    "candidates outcome clock studies",
     "workbench",
     "judgement",
     "pipeline",

@@ -37,7 +37,7 @@ def test_arguments_join_the_spec():
         ("chekpoint: a.pt", "did you mean 'checkpoint'"),
         ("compress: {max_dorp: 1}", "did you mean 'max_drop'"),
         ("train: {epochs: 0}", "train.epochs: got 0; expected greater than or equal to 1"),
-        ("train: {optimizer: adam}", "'sgd' or 'adamw'"),
+        ("train: {optimizer: adma}", "'sgd', 'adamw'"),
         ("compress: {keep: params=1.5}", r"compress\.keep"),
         ("compress: {recover: soon}", r"compress\.recover"),
         ("compress: {align: 0}", r"compress\.align"),
@@ -88,7 +88,8 @@ def test_shipped_recipes_build_their_network(name):
     recipe, base = load_recipe(name)
     loaded = load_model(recipe.model_spec, base=base)
     with torch.no_grad():
-        assert loaded.model(torch.randn(2, *loaded.input_shape)).shape == (2, 10)
+        scores = loaded.model(torch.randn(2, *loaded.input_shape))
+    assert scores.shape in ((2, 10), (2, 2))
     assert len(shipped_recipes()[name].read_text().splitlines()) < 45
     assert recipe.train is not None
     assert recipe.description

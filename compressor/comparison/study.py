@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -10,27 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compressor.comparison.cells import Bench, Recover
 from compressor.comparison.methods import find_method
 from compressor.comparison.summary import PICTURE, SUMMARY, summary
 from compressor.comparison.task import Method, Task
-from compressor.errors import CompressorError, DataError, UsageError
-from compressor.export.files import Claim, claim_folder, replacing, to_json, write_json, write_text
+from compressor.errors import CompressorError, UsageError
+from compressor.export.files import claim_folder, write_json, write_text
 from compressor.options import parse_recover
-from compressor.recipe import Recipe, resolved
+from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture
-from compressor.sources.checkpoint import file_sha256
 from compressor.sources.data import Data, load_data
-from compressor.sources.factories import find_factory, split_query
 from compressor.sources.models import load_model
 from compressor.stages import Report, silent
-from compressor.training.loop import Progress, train
+from compressor.studies import Wanted, network, part_of, same_request, weights_file
 from compressor.training.recover import recover, steps_of
 
-REQUEST, CELLS = "request.txt", "cells"
+CELLS = "cells"
 
 
 def run_comparison(
@@ -47,13 +43,13 @@ def run_comparison(
     methods = {name: find_method(spec, base) for name, spec in recipe.compare.methods.items()}
     claim = claim_folder(out, resume=resume, force=force)
     try:
-        _same_request(claim, recipe, base, force)
-        (claim.path / CELLS).mkdir(exist_ok=True)
+        specs = [recipe.model, *recipe.compare.methods.values()]
+        same_request(claim, recipe, specs, base, force=force, results=(SUMMARY, PICTURE), parts=CELLS)
         data = load_data(recipe.data_spec, base=base)
         about: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
         for place, seed in enumerate(recipe.compare.seeds):
-            part = _share(report, place, len(recipe.compare.seeds))
+            part = part_of(report, "network", place, len(recipe.compare.seeds))
             about.append(_one_network(recipe, base, seed, data, methods, claim.path, part))
             found = summary(recipe, about, claim.path / CELLS, command)  # so far: whoever stops it has something
             write_json(claim.path / SUMMARY, found, sort_keys=False)
@@ -63,36 +59,15 @@ def run_comparison(
         claim.release()
 
 
-def _same_request(claim: Claim, recipe: Recipe, base: Path, force: bool) -> None:
-    """Cells of another recipe, or of other code of its methods, are not mixed with these."""
-    files = [recipe.model, *(recipe.compare.methods.values() if recipe.compare else ())]
-    found = [find_factory(split_query(spec)[0], base) for spec in files]
-    asked = {"recipe": resolved(recipe), "files": [None if one is None else one.sha256 for one in found]}
-    mark = hashlib.sha256(to_json(asked).encode()).hexdigest()
-    path = claim.path / REQUEST
-    if force:
-        claim.clear((REQUEST, SUMMARY, PICTURE))
-        for cell in (claim.path / CELLS).glob("*.json"):
-            cell.unlink()
-    if path.is_file() and path.read_text(encoding="utf-8").strip() != mark:
-        raise UsageError(
-            f"output folder '{claim.path}'", "cells of another recipe, or of methods that have changed since",
-            "the recipe that began it", "use --force to measure again, or another folder.",
-        )  # fmt: skip
-    write_text(path, mark + "\n")
-
-
-def _share(report: Report, place: int, whole: int) -> Report:
-    return lambda stage, done: report(f"network {place + 1}/{whole}: {stage}", done)
-
-
 def _one_network(
     recipe: Recipe, base: Path, seed: int, data: Data, methods: Mapping[str, Method], folder: Path, report: Report
 ) -> dict[str, Any]:
     """Train or take the network of one seed, run its cells, and tell its own accuracy and size."""
     assert recipe.compare is not None
-    model, weights = _network(recipe, base, seed, data, folder, report)
     options = None if recipe.train is None else replace(recipe.train.options(), seed=seed)
+    kept = folder / f"seed{seed}.safetensors"
+    wanted = Wanted(recipe.model_spec, seed, kept, weights_file(recipe, seed=seed), options)
+    model, weights = network(wanted, base, data.train, report)
     task = Task(model, data, recipe.compare.measure, seed, _widths(recipe, base, seed), options)
     allowed, confidence = recipe.compress.max_drop, recipe.compress.confidence
     bench = Bench(task, folder / CELLS, allowed, confidence, recipe.compare.stop_at, _recovery(recipe, data, seed))
@@ -112,30 +87,6 @@ def _recovery(recipe: Recipe, data: Data, seed: int) -> Recover | None:
         return recover(*given, steps_of(budget, *given, seed=seed), seed=seed)[0]
 
     return recovered
-
-
-def _network(recipe: Recipe, base: Path, seed: int, data: Data, folder: Path, report: Report) -> tuple[nn.Module, str]:
-    """The trained network of a seed, and how it came: from the recipe's checkpoint, the folder, or training."""
-    given = None if recipe.checkpoint is None else recipe.checkpoint.format(seed=seed)
-    loaded = load_model(recipe.model_spec, given, base=base, seed=seed)
-    if given is not None:
-        return loaded.model, f"checkpoint {loaded.checkpoint_sha256}"
-    kept = folder / f"seed{seed}.safetensors"
-    if not kept.is_file():
-        if recipe.train is None or data.train is None:
-            raise DataError(
-                f"recipe for {recipe.model}", f"no weights for seed {seed}, nothing to train with",
-                "a checkpoint, or a `train` section and data with a training part", f"put {kept.name} into the folder.",
-            )  # fmt: skip
-
-        def step(progress: Progress) -> None:
-            report("train", progress.done)
-
-        made, _ = train(loaded.model, data.train, replace(recipe.train.options(), seed=seed), progress=step)
-        with replacing(kept) as partial:
-            save_file({name: t.detach().clone().contiguous() for name, t in made.state_dict().items()}, partial)
-    loaded.model.load_state_dict(load_file(kept))
-    return loaded.model.eval(), f"file {file_sha256(kept)}"
 
 
 def _widths(recipe: Recipe, base: Path, seed: int) -> Callable[[float], nn.Module] | None:

@@ -39,7 +39,7 @@ def verdict_picture(verdict: VerdictPart) -> str:
     (low, high), allowed = verdict.interval, -verdict.allowed
     left, right = min(low, allowed, 0.0), max(high, allowed, 0.0)
     margin = 0.12 * (right - left) or 1.0
-    figure, axes = _figure(1.15)
+    figure, axes = framed_figure(1.15)
     axes.set_xlim(left - 2 * margin, right + margin)
     axes.set_ylim(-1, 1)
     axes.axvspan(left - 2 * margin, allowed, color=BAD, alpha=0.13, linewidth=0)
@@ -52,7 +52,7 @@ def verdict_picture(verdict: VerdictPart) -> str:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("difference to the original, percentage points")
     words = f"Difference {points(verdict.difference)} points, interval {points(low)} to {points(high)}"
-    return _svg(figure, "verdict", f"{words}, allowed {points(allowed)}: {verdict.value}")
+    return inline_svg(figure, "verdict", f"{words}, allowed {points(allowed)}: {verdict.value}")
 
 
 @matplotlib.style.context("default")
@@ -70,7 +70,7 @@ def search_picture(record: Record) -> str | None:
         return None
     allowed = record.verdict.allowed if record.verdict else None
     floor = -max(4 * (allowed or 0.0), 2.0)
-    figure, axes = _figure(3.5)
+    figure, axes = framed_figure(3.5)
     _tune_points(axes, shown, floor)
     _judge_points(axes, judged, floor, outcome(record) == "passed")
     if allowed is not None:
@@ -82,7 +82,9 @@ def search_picture(record: Record) -> str | None:
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
     what = f"{len(shown)} candidates on tune data, {len(judged)} judged"
-    return _svg(figure, "search", f"Size and difference of the candidates: {what}; the table below has the numbers")
+    return inline_svg(
+        figure, "search", f"Size and difference of the candidates: {what}; the table below has the numbers"
+    )
 
 
 @matplotlib.style.context("default")
@@ -90,7 +92,7 @@ def ablation_picture(ablation: Ablation | None) -> str | None:
     """Predicted against measured loss of single units; None where none was tried."""
     if ablation is None or not ablation.tried:
         return None
-    figure, axes = _figure(3.1)
+    figure, axes = framed_figure(3.1)
     values = [value for one in ablation.tried for value in (one.predicted, one.measured)]
     for kind, color, mark in (("removable", ACCENT, "o"), ("other", UNSURE, "D")):
         shown = [one for one in ablation.tried if (one.kind == "removable") == (kind == "removable")]
@@ -105,7 +107,7 @@ def ablation_picture(ablation: Ablation | None) -> str | None:
     axes.set_ylabel("measured loss, nats")
     axes.grid(color=RULE, linewidth=0.8)
     said = f"{len(ablation.tried)} removed units, rank correlation {number(ablation.rank_correlation)}"
-    return _svg(figure, "ablation", f"Predicted and measured loss of {said}")
+    return inline_svg(figure, "ablation", f"Predicted and measured loss of {said}")
 
 
 def _scale_losses(axes: Axes, values: list[float], below: float | None) -> None:
@@ -163,7 +165,8 @@ def _frame_search(
     axes.set_xlim(0, 1.06 * max(sizes))
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def framed_figure(height: float) -> tuple[Figure, Axes]:
+    """A figure of one frame in the page's colours; height in inches."""
     figure = Figure(figsize=(_WIDE, height), layout="constrained")
     axes = figure.subplots()
     for side in ("top", "right"):
@@ -177,7 +180,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, name: str, words: str) -> str:
+def inline_svg(figure: Figure, name: str, words: str) -> str:
     """The figure for a place inside a page: scales with it, ids of its own, themed colours, a spoken text."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):

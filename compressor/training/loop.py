@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from compressor.errors import DataError, ModelError
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
 from compressor.training.augment import augmented, mixed
+from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
 from compressor.units.outputs import judged_part
 
 Loss = Callable[[Any, Batch], Tensor]
@@ -27,19 +28,15 @@ Criterion = Callable[[nn.Module], float]
 CHECKS = 10
 """How often a criterion is asked, at equal distances and at last after the last step."""
 
-_WARM_SHARE, _START, _END = 0.3, 1 / 25, 1e-4
-"""One-cycle: from lr / 25 up to lr over 30 % of the steps, then down to lr / 250,000 (Smith & Topin 2017)."""
-
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """How to train. `lr` is the peak of the cycle; `seconds` ends it early, with the cycle fitted to that."""
+    """How to train. `lr` is the peak of the schedule; `seconds` ends it early, with the cycle fitted to that."""
 
     epochs: int = 10
     batch: int = 128
     lr: float = 0.1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with Nesterov momentum 0.9, or AdamW."""
+    optimizer: Optimizer = "sgd"
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     flip: bool = False
@@ -57,6 +54,7 @@ class TrainOptions:
     """Every input is a random average of two; labels are dropped: for a loss that asks the inputs only."""
     frozen_modes: bool = False
     """The network stays in eval mode: batch norms keep their running statistics and use them, dropout is off."""
+    schedule: Schedule = "one_cycle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +76,13 @@ class TrainingReport:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One step done: `done` of 0..1, the mean loss of the epoch so far."""
+    """One step done: `done` of 0..1, the mean loss of the epoch so far, and the network as it is (to look at only)."""
 
     epoch: int
     step: int
     done: float
     loss: float
+    model: nn.Module
 
 
 def train(
@@ -170,7 +169,7 @@ class _Run:
     ) -> None:
         self.model, self.samples, self.options, self.loss = model, samples, options, loss
         self.device, self.channels_last = device, channels_last
-        self.optimizer = _optimizer(model, options)
+        self.optimizer = optimizer_of(model, options.optimizer, options.lr, options.weight_decay)
         self.bf16 = options.bf16 and _computes_bf16(device)
         self.draws = torch.Generator().manual_seed(options.seed)
         self.started = time.perf_counter()
@@ -227,7 +226,7 @@ class _Run:
             if done >= 1:
                 break
             batch = self._batch(order[step * self.options.batch : (step + 1) * self.options.batch])
-            value, output = self._step(batch, _one_cycle(done) * self.options.lr)
+            value, output = self._step(batch, rate(self.options.schedule, done, epoch) * self.options.lr)
             total, seen = total + value * len(batch.ids), seen + len(batch.ids)
             labelled = batch.labels is not None and not batch.labels.is_floating_point()
             if labelled:
@@ -235,12 +234,12 @@ class _Run:
             if self._is_time_to_ask():
                 self._ask()
             if progress is not None:
-                progress(Progress(epoch, self.steps, min(1.0, self._done()), total / seen))
+                progress(Progress(epoch, self.steps, min(1.0, self._done()), total / seen, self.model))
         return total / max(seen, 1), 100 * right / max(seen, 1) if labelled else None
 
-    def _step(self, batch: Batch, rate: float) -> tuple[float, Any]:
+    def _step(self, batch: Batch, lr: float) -> tuple[float, Any]:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = forward(self.model, batch.inputs)
         value = self.loss(output, batch)
@@ -276,22 +275,6 @@ class _Run:
         if self.options.seconds is None:
             return share
         return max(share, (time.perf_counter() - self.started) / self.options.seconds)
-
-
-def _one_cycle(done: float) -> float:
-    """Share of the peak learning rate after this share of the training."""
-    if done < _WARM_SHARE:
-        return _START + (1 - _START) * (1 - math.cos(math.pi * done / _WARM_SHARE)) / 2
-    falling = (done - _WARM_SHARE) / (1 - _WARM_SHARE)
-    low = _START * _END
-    return low + (1 - low) * (1 + math.cos(math.pi * falling)) / 2
-
-
-def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
-    return torch.optim.SGD(weights, lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay)
 
 
 def _cross_entropy(smoothing: float) -> Loss:

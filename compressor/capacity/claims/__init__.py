@@ -1,0 +1,1 @@
+"""The published claims about width, one registered function each, and how they are judged together."""

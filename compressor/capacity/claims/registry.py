@@ -1,0 +1,101 @@
+"""The claims by their number, and their verdicts: Holm's correction over all claims that a study can test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.capacity.claims.evidence import Evidence, NotInStudy
+from compressor.capacity.claims.judging import CONFIDENCE, Joint, bounded
+
+Function = Callable[[Evidence], Joint]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A proposition with a number in it, where it was published, and its test."""
+
+    id: str
+    paper: str
+    proposition: str
+    test: Function
+
+
+CLAIMS: dict[str, Claim] = {}
+CASPER_V2, CASPER_V5 = "arXiv:1912.04783v2", "arXiv:1912.04783v5"
+DOIMO = "arXiv:2110.03485v4"
+
+
+def claim(id: str, paper: str, proposition: str) -> Callable[[Function], Function]:
+    """Register the test of a claim."""
+
+    def register(test: Function) -> Function:
+        assert id not in CLAIMS, id
+        CLAIMS[id] = Claim(id, paper, proposition, test)
+        return test
+
+    return register
+
+
+def judge_claims(evidence: Evidence) -> list[dict[str, Any]]:
+    """Every registered claim with its verdict: `supported`, `not supported` or `undecided`.
+
+    p-values are two-sided over the directions and corrected after Holm over the claims that could be tested. A claim
+    that a null shows too says so: `null` has the null's effect, `reproduced` is True.
+    """
+    from compressor.capacity.claims import casper, casper_contrasts, doimo, doimo_contrasts  # noqa: F401 (they register)
+
+    rows = [_tested(CLAIMS[id], evidence) for id in sorted(CLAIMS, key=_order)]
+    waiting = sorted((row for row in rows if row["p_value"] is not None), key=lambda row: row["p_value"])
+    largest = 0.0
+    for place, row in enumerate(waiting):
+        largest = max(largest, min(1.0, (len(waiting) - place) * row["p_value"]))
+        row["p_corrected"] = largest
+        row["verdict"] = _verdict(row, largest)
+        if row["verdict"] == "undecided":
+            row["reason"] = f"p = {largest:.2g} after correction over {len(waiting)} claims"
+        elif row["reproduced"]:
+            row["reason"] = "its null shows it too: it says nothing of learning"
+    return [{key: value for key, value in row.items() if key != "direction"} for row in rows]
+
+
+def _tested(one: Claim, evidence: Evidence) -> dict[str, Any]:
+    about: dict[str, Any] = {"id": one.id, "proposition": one.proposition, "paper": one.paper, "verdict": "undecided"}
+    nothing = {"effect": None, "interval": None, "null": None, "p_value": None, "p_corrected": None}
+    try:
+        joint = one.test(evidence)
+    except NotInStudy as missing:
+        return {**about, **nothing, "reproduced": False, "reason": str(missing), "tests": []}
+    shown = joint.shown
+    null = None
+    if shown.nulls:
+        name = max(shown.nulls, key=lambda key: bool(shown.nulls[key]["reproduces"]))
+        null = {"name": name, **shown.nulls[name]}
+    with_nulls = [test for test in joint.tests if test.nulls]
+    reproduced = bool(with_nulls) and all(
+        any(null["reproduces"] for null in test.nulls.values()) for test in with_nulls
+    )
+    return {
+        **about,
+        "effect": shown.effect,
+        "interval": bounded(shown.interval),
+        "null": null,
+        "p_value": min(1.0, 2 * min(joint.p_for, joint.p_against)),
+        "p_corrected": None,
+        "direction": joint.p_for <= joint.p_against,
+        "reproduced": reproduced,
+        "reason": "",
+        "tests": [test.as_dict() for test in joint.tests],
+    }
+
+
+def _verdict(row: dict[str, Any], p: float) -> str:
+    if p > 1 - CONFIDENCE:
+        return "undecided"
+    return "supported" if row["direction"] else "not supported"
+
+
+def _order(id: str) -> tuple[str, int]:
+    letter, _, number = id.partition("-")
+    return letter, int(number)

@@ -1,0 +1,199 @@
+"""One rung of a ladder: train or take the network of one width and seed, and measure it beside its nulls."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compressor.capacity.ablation import AblationCurve, ablation_curve
+from compressor.capacity.chunked import chunks_beside_nulls, plain
+from compressor.capacity.collect import Layer
+from compressor.capacity.effective import effective_widths
+from compressor.capacity.layerwise import layers_beside_nulls, layers_to_measure
+from compressor.capacity.measures import prunable, removable_area, targeted_gap
+from compressor.capacity.settings import Setting
+from compressor.errors import CompressorError
+from compressor.export.files import replacing
+from compressor.findings.ablation import evaluating
+from compressor.observe import first_output
+from compressor.sources.data import Data
+from compressor.sources.samples import Samples, batches
+from compressor.stages import Report
+from compressor.studies import network, save_weights
+from compressor.training.loop import Progress, accuracy, forward, train
+
+NETWORKS, OUTPUTS = "networks", "outputs"
+
+
+def measure_rung(
+    setting: Setting, width: float, seed: int, data: Data, base: Path, folder: Path, report: Report
+) -> dict[str, Any]:
+    """Everything about one rung: `measures`, and under `nulls` the same of networks and numbers without learning.
+
+    The test samples are those of the judge part. Weights go to `networks/`, the test probabilities to `outputs/`.
+    Raises what loading, training and measuring raise.
+    """
+    started = time.perf_counter()
+    model, fresh, about = _networks(setting, width, seed, data, base, folder, report)
+    ladder, trained = setting.ladder, time.perf_counter() - started
+    layers = layers_to_measure(model, ladder.layers, data.judge)
+    report("layers", 0.0)
+    measures, nulls = layers_beside_nulls(model, fresh, layers, data.judge, ladder.max_rows, seed)
+    report("ablation", 0.0)
+    measures["ablation"] = _ablation(model, layers, data.judge, ladder.orders, seed)
+    nulls["untrained"]["ablation"] = _ablation(fresh, layers, data.judge, ladder.orders, seed)
+    if ladder.by_layer:
+        measures["by_layer"] = [
+            {"name": layer.name, **_curve(ablation_curve(model, [layer], data.judge, orders=ladder.orders, seed=seed))}
+            for layer in layers
+        ]
+    report("chunks", 0.0)
+    own = data.train if data.train is not None else data.tune
+    some = own.take(range(min(len(own), ladder.chunk_samples)))
+    asked = {"repeats": ladder.chunks, "regressions": ladder.regressions, "seed": seed}
+    measures["chunks"], others = chunks_beside_nulls(model, fresh, some, data.judge, **asked)
+    for name, numbers in others.items():
+        nulls[name]["chunks"] = numbers
+    measures["accuracy"] = _accuracies(model, data)
+    if ladder.snapshots:
+        measures["snapshots"] = _snapshots(setting, width, seed, folder, model, layers, data)
+    if ladder.effective:
+        measures["effective"] = _effective(model, data, seed)
+    _keep_outputs(model, data.judge, folder / OUTPUTS / f"{setting.rung(width, seed)}.safetensors")
+    seconds = {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)}
+    rung = {"setting": setting.name, "width": width, "seed": seed, **about, "traits": setting.traits(data)}
+    return {**rung, "measures": measures, "nulls": nulls, "seconds": seconds}
+
+
+def _networks(
+    setting: Setting, width: float, seed: int, data: Data, base: Path, folder: Path, report: Report
+) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    """The trained network, the same one before training, and how the first came."""
+    wanted = setting.wanted(width, seed, folder / NETWORKS)
+    fresh = wanted.initial(base)
+    rates = setting.ladder.learning_rates
+    if rates and wanted.checkpoint is None and wanted.options is not None and not wanted.kept.is_file():
+        _best_of(rates, setting, width, seed, data, fresh, wanted.kept, report)
+    model, weights = network(wanted, base, data.train, report, _snapshooter(setting, width, seed, folder))
+    params = sum(weight.numel() for weight in model.parameters())
+    return model, fresh, {"weights": weights, "params": params}
+
+
+def _best_of(
+    rates: Sequence[float], setting: Setting, width: float, seed: int, data: Data, fresh: nn.Module, kept: Path,
+    report: Report,
+) -> None:  # fmt: skip
+    """Train at every learning rate; the weights that do best on the tune part are kept (of equals, the first)."""
+    options = setting.options(seed)
+    assert options is not None
+    assert data.train is not None
+    best: tuple[float, nn.Module] | None = None
+    for place, lr in enumerate(rates):
+        report(f"train at {lr:g}", place / len(rates))
+        try:
+            made = train(fresh, data.train, replace(options, lr=lr * setting.section.scale))[0]
+        except CompressorError:  # it diverged: not the best
+            continue
+        value = accuracy(made, data.tune)
+        if best is None or value > best[0]:
+            best = value, made
+    if best is None:
+        raise CompressorError(
+            f"setting '{setting.name}', width {width:g}, seed {seed}", "training diverged at every learning rate",
+            "one that converges", "add smaller ones to capacity.learning_rates.",
+        )  # fmt: skip
+    save_weights(best[1], kept)
+
+
+def _snapshooter(setting: Setting, width: float, seed: int, folder: Path) -> Any:
+    """Keeps the weights at the shares of the training that the recipe names."""
+    left = sorted(setting.ladder.snapshots)
+
+    def watch(progress: Progress) -> None:
+        while left and progress.done >= left[0]:
+            save_weights(progress.model, _snapshot_file(setting, width, seed, folder, left.pop(0)))
+
+    return watch if left else None
+
+
+def _snapshot_file(setting: Setting, width: float, seed: int, folder: Path, share: float) -> Path:
+    return folder / NETWORKS / f"{setting.rung(width, seed)}-at{share:g}.safetensors"
+
+
+def _snapshots(
+    setting: Setting, width: float, seed: int, folder: Path, model: nn.Module, layers: Sequence[Layer], data: Data
+) -> list[dict[str, Any]]:
+    """What the network was earlier in its training; nothing of networks that were taken."""
+    found = []
+    some = None if data.train is None else data.train.take(range(min(len(data.train), setting.ladder.chunk_samples)))
+    for share in setting.ladder.snapshots:
+        path = _snapshot_file(setting, width, seed, folder, share)
+        if some is None or not path.is_file():
+            continue
+        earlier = copy.deepcopy(model)
+        earlier.load_state_dict(load_file(path))
+        numbers, _ = layers_beside_nulls(earlier, earlier, layers, data.judge, setting.ladder.max_rows, seed)
+        asked = {"repeats": setting.ladder.chunks, "regressions": setting.ladder.regressions, "seed": seed}
+        chunks, _ = chunks_beside_nulls(earlier, earlier, some, data.judge, **asked)
+        ablation = _curve(ablation_curve(earlier, layers, data.judge, orders=setting.ladder.orders, seed=seed))
+        found.append({"share": share, **numbers, "ablation": ablation, "chunks": chunks})
+        found[-1]["accuracy"] = _accuracies(earlier, data)
+    return found
+
+
+def _ablation(model: nn.Module, layers: Sequence[Layer], samples: Samples, orders: int, seed: int) -> dict[str, Any]:
+    """All layers at once: random orders, and most similar units first."""
+    random = ablation_curve(model, layers, samples, orders=orders, seed=seed)
+    targeted = ablation_curve(model, layers, samples, orders=orders, seed=seed, targeted=True)
+    gap = targeted_gap(random.agreement, targeted.agreement)
+    return {**_curve(random), "targeted": targeted.agreement.tolist(), "targeted_gap": gap}
+
+
+def _curve(curve: AblationCurve) -> dict[str, Any]:
+    found = prunable(curve.fractions, curve.agreement)
+    return {
+        "fractions": list(curve.fractions),
+        "agreement": curve.agreement.tolist(),
+        "accuracy": None if curve.accuracy is None else curve.accuracy.tolist(),
+        "chance": curve.chance,
+        "prunable": plain(found.per_order),
+        "prunable_mean": plain(found.per_order.mean(keepdims=True))[0],
+        "removable": removable_area(curve.agreement),
+    }
+
+
+def _accuracies(model: nn.Module, data: Data) -> dict[str, float | None]:
+    """Percent, in eval mode on clean images; the largest class of the test labels as chance."""
+    labels = data.judge.labels
+    chance = None if labels is None else 100 * float(labels.long().bincount().max()) / len(labels)
+    own = None if data.train is None else accuracy(model, data.train)
+    return {"train": own, "test": accuracy(model, data.judge), "chance": chance}
+
+
+def _effective(model: nn.Module, data: Data, seed: int) -> dict[str, Any]:
+    """Units that the compressor needs for half a point of accuracy."""
+    try:
+        found = effective_widths(model, data, seed=seed)
+    except CompressorError as error:
+        return {"refused": str(error)}
+    groups = [{"name": g.name, "units": g.units, "needed": g.needed, "frozen": g.frozen} for g in found.groups]
+    return {"groups": groups, "units": found.units, "needed": found.needed, "verdict": found.verdict}
+
+
+def _keep_outputs(model: nn.Module, samples: Samples, path: Path) -> None:
+    """The test probabilities (n, classes) and labels, for ensembles."""
+    parts: list[Tensor] = []
+    with torch.no_grad(), evaluating(model):
+        for batch in batches(samples, 256):
+            parts.append(first_output(forward(model, batch.inputs)).float().softmax(1))
+    assert samples.labels is not None
+    with replacing(path) as partial:
+        save_file({"probabilities": torch.cat(parts), "labels": samples.labels.long().contiguous()}, partial)

@@ -1,0 +1,123 @@
+"""What every study of several networks needs: a folder for one request, and a trained network for each part of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from compressor.errors import DataError, UsageError
+from compressor.export.files import Claim, replacing, to_json, write_text
+from compressor.recipe import Recipe, resolved
+from compressor.sources.checkpoint import file_sha256
+from compressor.sources.factories import find_factory, split_query
+from compressor.sources.models import load_model
+from compressor.sources.samples import Samples
+from compressor.stages import Report
+from compressor.training.loop import Progress, TrainOptions, train
+
+REQUEST = "request.txt"
+
+
+def same_request(
+    claim: Claim, recipe: Recipe, specs: Sequence[str], base: Path, *, force: bool, results: Iterable[str], parts: str
+) -> None:
+    """Refuse to mix the parts of another recipe, or of other code, with this one's; `force` removes what is there.
+
+    `specs` are the functions in files that the study calls, `results` the names of what it writes, `parts` the folder
+    of its parts (`*.json`). Raises UsageError where the folder was begun by another request.
+    """
+    found = [find_factory(split_query(spec)[0], base) for spec in specs]
+    asked = {"recipe": resolved(recipe), "files": [None if one is None else one.sha256 for one in found]}
+    mark = hashlib.sha256(to_json(asked).encode()).hexdigest()
+    path = claim.path / REQUEST
+    if force:
+        claim.clear((REQUEST, *results))
+        for part in (claim.path / parts).glob("*.json"):
+            part.unlink()
+    if path.is_file() and path.read_text(encoding="utf-8").strip() != mark:
+        raise UsageError(
+            f"output folder '{claim.path}'", f"{parts} of another recipe, or of files that have changed since",
+            "the recipe that began it", "use --force to measure again, or another folder.",
+        )  # fmt: skip
+    write_text(path, mark + "\n")
+    (claim.path / parts).mkdir(exist_ok=True)
+
+
+def part_of(report: Report, name: str, place: int, whole: int) -> Report:
+    """Progress of one part of a study."""
+    return lambda stage, done: report(f"{name} {place + 1}/{whole}: {stage}", done)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One network of a study: `kept` is the file that its weights lie in, or come to lie in."""
+
+    spec: str
+    seed: int
+    kept: Path
+    checkpoint: str | None
+    options: TrainOptions | None
+    prepare: Callable[[nn.Module], None] | None = None
+    """Called on the network before it is trained, to change its weights in place."""
+
+    def initial(self, base: Path) -> nn.Module:
+        """The network before any training, in eval mode; the same again for the same seed."""
+        model = load_model(self.spec, base=base, seed=self.seed).model
+        if self.prepare is not None:
+            self.prepare(model)
+        return model.eval()
+
+
+def network(
+    wanted: Wanted, base: Path, samples: Samples | None, report: Report, watch: Callable[[Progress], None] | None = None
+) -> tuple[nn.Module, str]:
+    """The trained network in eval mode, and how it came: from the checkpoint, the folder, or training.
+
+    Always read back from the file that it was written to, so that resuming changes nothing. Raises DataError where
+    there are no weights and nothing to train with, and what loading and training raise.
+    """
+    if wanted.checkpoint is not None:
+        loaded = load_model(wanted.spec, wanted.checkpoint, base=base, seed=wanted.seed)
+        return loaded.model, f"checkpoint {loaded.checkpoint_sha256}"
+    model = wanted.initial(base)
+    if not wanted.kept.is_file():
+        if wanted.options is None or samples is None:
+            raise DataError(
+                f"network {wanted.spec}", f"no weights for seed {wanted.seed}, nothing to train with",
+                "a checkpoint, or a `train` section and data with a training part",
+                f"put {wanted.kept.name} into the folder.",
+            )  # fmt: skip
+
+        def step(progress: Progress) -> None:
+            report("train", progress.done)
+            if watch is not None:
+                watch(progress)
+
+        save_weights(train(model, samples, wanted.options, progress=step)[0], wanted.kept)
+    model.load_state_dict(load_file(wanted.kept))
+    return model.eval(), f"file {file_sha256(wanted.kept)}"
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors, atomically."""
+    with replacing(path) as partial:
+        save_file({name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}, partial)
+
+
+def weights_file(recipe: Recipe, **values: Any) -> str | None:
+    """The recipe's checkpoint with `{seed}` and the like filled in. UsageError for an unknown name in braces."""
+    if recipe.checkpoint is None:
+        return None
+    try:
+        return recipe.checkpoint.format(**values)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in values)
+        raise UsageError(
+            "recipe: checkpoint", f"{recipe.checkpoint!r} ({error})", f"a path with {known}", "correct it."
+        ) from None

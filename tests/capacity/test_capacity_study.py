@@ -1,0 +1,187 @@
+"""A whole study at the smallest size: two widths, two seeds, two settings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compressor.capacity.settings import settings_of
+from compressor.capacity.study import run_capacity, trials
+from compressor.errors import UsageError
+from compressor.recipe import Recipe, load_recipe
+from compressor.report.capacity import capacity_view, refusals
+
+NET = """
+from torch import nn
+
+def net(width=8):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+
+def few():
+    from compressor.sources.data import load_data
+    data = load_data("digits")
+    one = lambda samples, count: samples.take(range(count)).batch(range(count))
+    return {"train": one(data.train, 300), "tune": one(data.tune, 60), "judge": one(data.judge, 400)}
+"""
+
+
+def recipe(**changes: Any) -> Recipe:
+    ladder = {
+        "widths": [6, 12],
+        "seeds": [0, 1],
+        "chunks": 5,
+        "regressions": 3,
+        "layers": ["2"],
+        "settings": {"true_labels": {}, "random": {"labels": "random", "initialisation": "he_normal"}},
+    }
+    plain = {"model": "net.py:net", "data": "net.py:few", "train": {"epochs": 3, "batch": 32}}
+    return Recipe.model_validate({**plain, "capacity": {**ladder, **changes}})
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    base = tmp_path_factory.mktemp("ladder")
+    (base / "net.py").write_text(NET)
+    out = base / "out"
+    return base, out, run_capacity(recipe(snapshots=[0.5], by_layer=True), base, out)
+
+
+Study = tuple[Path, Path, dict[str, Any]]
+
+
+def test_every_rung_has_its_measures_beside_its_nulls(study: Study) -> None:
+    found = json.loads((study[1] / "study.json").read_text())
+    assert {(r["setting"], r["width"], r["seed"]) for r in found["rungs"]} == {
+        (s, w, n) for s in ("true_labels", "random") for w in (6, 12) for n in (0, 1)
+    }
+    for rung in found["rungs"]:
+        assert set(rung["nulls"]) == {"untrained", "white noise", "permuted"}
+        (layer,) = rung["measures"]["layers"]
+        assert (layer["units"], layer["samples"]) == (rung["width"], 400)
+        assert 0 < rung["nulls"]["white noise"]["r95"] < 0.3
+        assert len(rung["measures"]["ablation"]["agreement"]) == 3
+        assert rung["nulls"]["untrained"]["ablation"]["fractions"] == rung["measures"]["ablation"]["fractions"]
+        chunks = rung["measures"]["chunks"]
+        assert [len(row) for row in chunks["test_error"]] == [5] * len(chunks["sizes"])
+        full = 1 - rung["measures"]["accuracy"]["test"] / 100
+        assert chunks["test_error"][-1] == pytest.approx([full] * 5)  # all units: the network itself
+        (early,) = rung["measures"]["snapshots"]
+        assert early["share"] == 0.5
+        assert rung["measures"]["by_layer"][0]["name"] == "2"
+
+
+def test_random_labels_are_not_generalised(study: Study) -> None:
+    accuracies = {r["setting"]: r["measures"]["accuracy"]["test"] for r in study[2]["rungs"] if r["width"] == 12}
+    assert accuracies["true_labels"] > 50
+    assert accuracies["random"] < 30
+
+
+def test_claims_say_why_they_are_undecided(study: Study) -> None:
+    rows = {row["id"]: row for row in study[2]["claims"]}
+    assert len(rows) == 25
+    assert rows["A-11"]["reason"].startswith("not in this study")
+    assert rows["A-9"]["reason"].startswith("not in this study")  # the settings differ in the initialisation too
+    assert rows["A-1"]["effect"] is not None
+    assert rows["A-13"]["effect"] is not None
+
+
+def test_every_raw_trial_is_kept(study: Study) -> None:
+    rows = list(csv.DictReader(io.StringIO((study[1] / "trials.csv").read_text())))
+    rung = next(r for r in study[2]["rungs"] if (r["setting"], r["width"], r["seed"]) == ("random", 12, 1))
+    mine = [r for r in rows if (r["setting"], r["width"], r["seed"], r["network"]) == ("random", "12", "1", "trained")]
+    curve = [float(r["value"]) for r in mine if r["quantity"] == "ablation_agreement" and r["trial"] == "2"]
+    assert curve == rung["measures"]["ablation"]["agreement"][2]
+    assert trials(study[2]["rungs"]) == (study[1] / "trials.csv").read_text()
+
+
+def test_page_and_table_show_every_claim(study: Study) -> None:
+    page = (study[1] / "report.html").read_text()
+    assert page.count("<svg") == 10  # five pictures for each setting
+    assert all(f">{row['id']}<" in page for row in study[2]["claims"])
+    assert capacity_view(study[2]).row_count == 25
+    assert refusals(study[2]["rungs"]) == []
+
+
+def test_resuming_runs_only_what_is_missing(study: Study) -> None:
+    base, out, _ = study
+    gone = out / "rungs" / "random-w12-s1.json"
+    before = json.loads(gone.read_text())
+    gone.unlink()
+    times = {path: path.stat().st_mtime_ns for path in (out / "rungs").glob("*.json")}
+    networks = {path: path.stat().st_mtime_ns for path in (out / "networks").iterdir()}
+    run_capacity(recipe(snapshots=[0.5], by_layer=True), base, out, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert {path: path.stat().st_mtime_ns for path in (out / "networks").iterdir()} == networks
+    assert {**json.loads(gone.read_text()), "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_another_recipe_is_not_mixed_with_this_one(study: Study) -> None:
+    with pytest.raises(UsageError, match="another recipe"):
+        run_capacity(recipe(widths=[6, 24]), study[0], study[1], resume=True)
+
+
+def test_networks_can_be_taken_instead_of_trained(study: Study, tmp_path: Path) -> None:
+    base, out, found = study
+    taken = recipe(settings={"true_labels": {}}, seeds=[0])
+    path = f"{out}/networks/{{setting}}-w{{width}}-s{{seed}}.safetensors"
+    again = run_capacity(taken.model_copy(update={"checkpoint": path, "train": None}), base, tmp_path / "out")
+    (one, other) = (
+        next(r for r in rows["rungs"] if (r["setting"], r["width"], r["seed"]) == ("true_labels", 12, 0))
+        for rows in (found, again)
+    )
+    assert other["weights"].startswith("checkpoint")
+    assert other["measures"]["layers"] == one["measures"]["layers"]
+    assert {row["verdict"] for row in again["claims"]} == {"undecided"}
+
+
+def test_settings_are_checked_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="epohcs"):
+        settings_of(recipe(settings={"a": {"train": {"epohcs": 3}}}))
+    with pytest.raises(ValueError, match="rise"):
+        recipe(widths=[8, 4])
+    with pytest.raises(ValueError, match="names of letters"):
+        recipe(settings={"a/b": {}})
+
+
+def test_scale_and_samples_reach_the_training(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (one,) = settings_of(recipe(settings={"quarter": {"scale": 0.25, "train_samples": 40}}))
+    options = one.options(3)
+    assert options is not None
+    assert (options.batch, options.lr, options.seed) == (8, 0.025, 3)
+    data = one.data(tmp_path, 0)
+    assert data.train is not None
+    assert len(data.train) == 40
+    assert one.traits(data)["train_samples"] == 40
+
+
+def test_the_best_learning_rate_stays(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    asked = recipe(settings={"a": {}}, seeds=[0], widths=[6, 8], learning_rates=[1e-6, 0.1])
+    found = run_capacity(asked, tmp_path, tmp_path / "out")
+    assert all(rung["measures"]["accuracy"]["test"] > 40 for rung in found["rungs"])
+
+
+def test_units_are_found_where_no_layer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    found = run_capacity(recipe(settings={"a": {}}, seeds=[0], layers=[]), tmp_path, tmp_path / "out")
+    assert [r["measures"]["layers"][0]["units"] for r in found["rungs"]] == [6, 12]
+
+
+def test_a_recipe_without_the_section_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="capacity"):
+        run_capacity(Recipe(model="torchvision:resnet18", data="digits"), tmp_path, tmp_path / "out")
+
+
+def test_the_smoke_recipe_names_what_exists() -> None:
+    smoke, base = load_recipe("capacity/smoke")
+    assert smoke.capacity is not None
+    (setting,) = settings_of(smoke)
+    model = setting.wanted(8, 0, base).initial(base)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
