@@ -30,6 +30,7 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(width, classes)
         self.taps = tuple(f"acts.{place}" for place in range(depth))
+        self.input_shape = (inputs,)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (N, ...) -> scores (N, classes)."""
@@ -104,6 +105,7 @@ class AlexNet(nn.Module):
     def __init__(self, units: tuple[int, int, int, int], channels: int, size: int, classes: int, drop: float) -> None:
         super().__init__()
         one, two, three, four = units
+        self.input_shape = (channels, size, size)
         self.conv1, self.act1 = nn.Conv2d(channels, one, 5, padding=2), nn.ReLU()
         self.conv2, self.act2 = nn.Conv2d(one, two, 5, padding=2), nn.ReLU()
         self.pool = nn.MaxPool2d(3, 2, 1)
@@ -159,6 +161,7 @@ class ResNetCifar(nn.Module):
     def __init__(self, units: tuple[int, ...], blocks: int, channels: int, classes: int) -> None:
         super().__init__()
         stem = units[0]
+        self.input_shape = (channels, 32, 32)
         self.stem = nn.Sequential(nn.Conv2d(channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
         groups, before = [], stem
         for place, after in enumerate(units):
@@ -207,6 +210,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, stem: int, units: tuple[int, ...], blocks: int, channels: int, classes: int) -> None:
         super().__init__()
+        self.input_shape = (channels, 32, 32)
         layers: list[nn.Module] = [nn.Conv2d(channels, stem, 3, 1, 1, bias=False)]
         before = stem
         for place, after in enumerate(units):
@@ -255,6 +259,7 @@ class DenseNet(nn.Module):
 
     def __init__(self, stem: int, layers: int, channels: int, classes: int) -> None:
         super().__init__()
+        self.input_shape = (channels, 32, 32)
         parts: list[nn.Module] = [nn.Conv2d(channels, stem, 3, 1, 1, bias=False)]
         units, growth = stem, at_least(stem / 2)
         for block in range(3):
@@ -308,3 +313,19 @@ def _torchvision(blocks: tuple[int, ...], block: str, width: float, classes: int
     made = Scaled(kind, list(blocks), num_classes=classes)
     made.fc = nn.Linear(at_least(512 * width) * kind.expansion, classes)
     return made
+
+
+def parity(images: int = 10_000, components: int = 10, source: str = "fashion-mnist") -> dict[str, object]:
+    """The first principal components of images (not rescaled), labelled by whether the class is odd."""
+    from compressor.sources.data import load_data
+
+    data = load_data(source)
+    assert data.train is not None
+    parts = {"train": data.train, "calibrate": data.calibrate, "tune": data.tune, "judge": data.judge}
+    raw = {name: part.batch(range(min(images, len(part)))) for name, part in parts.items()}
+    flat = {name: inputs.flatten(1).double() for name, (inputs, _) in raw.items()}
+    mean = flat["train"].mean(0)
+    covariance = (flat["train"] - mean).T @ (flat["train"] - mean)
+    axes = torch.linalg.eigh(covariance).eigenvectors[:, -components:]
+    return {name: ((flat[name] - mean) @ axes).float() if name == "calibrate" else
+            (((flat[name] - mean) @ axes).float(), raw[name][1] % 2) for name in parts}  # fmt: skip
