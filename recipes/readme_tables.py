@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
-NAMES = ("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs")
+NAMES = ("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity")
 
 
 def strength(content: dict[str, Any]) -> str:
@@ -138,11 +138,39 @@ def capacity_costs(content: dict[str, Any]) -> str:
     )
 
 
+def capacity(contents: dict[str, dict[str, Any]]) -> str:
+    """Every claim that a committed study could test: verdict, effect with its interval over seeds, its null."""
+    lines = ["| study | claim | proposition | verdict | effect [95 %] | null |", "|---|---|---|---|---|---|"]
+    for name, content in sorted(contents.items()):
+        for row in content["claims"]:
+            if row["effect"] is None:
+                continue
+            low, high = (f"{end:.2f}" for end in row["interval"])
+            also = " (its null too)" if row["verdict"] == "supported" and row["reproduced"] else ""
+            null = "" if row["null"] is None else f"{row['null']['effect']:.2f} ({row['null']['name']})"
+            effect = f"{row['effect']:.2f} [{low}, {high}]"
+            lines.append(
+                f"| {name} | {row['id']} | {row['proposition']} | {row['verdict']}{also} | {effect} | {null} |"
+            )
+    lines.append("")
+    for name, content in sorted(contents.items()):
+        ladder, seeds = content["recipe"]["capacity"], {rung["seed"] for rung in content["rungs"]}
+        untested = [row["id"] for row in content["claims"] if row["effect"] is None]
+        widths = ", ".join(f"{width:g}" for width in ladder["widths"])
+        about = f"*{name}*: {content['recipe']['description']}; widths {widths}; {len(seeds)} seeds"
+        lines.append(f"{about}. It says nothing of {', '.join(untested)}.\n")
+    return "\n".join(lines).rstrip()
+
+
 def table(name: str) -> str:
     """One table, or a line that says that it has not been measured."""
     if name == "compare":
         found = {p.stem.removeprefix("compare_"): json.loads(p.read_text()) for p in RESULTS.glob("compare_*.json")}
         return compare(found) if found else "*(not measured yet)*"
+    if name == "capacity":
+        paths = [path for path in RESULTS.glob("capacity_*.json") if path.stem != "capacity_costs"]
+        studies = {path.stem.removeprefix("capacity_"): json.loads(path.read_text()) for path in paths}
+        return capacity(studies) if studies else "*(not measured yet)*"
     path = RESULTS / f"{'strength' if name == 'recovered' else name}.json"
     if not path.is_file():
         return "*(not measured yet)*"

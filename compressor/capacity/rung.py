@@ -23,12 +23,12 @@ from compressor.capacity.settings import Setting
 from compressor.errors import CompressorError
 from compressor.export.files import replacing
 from compressor.findings.ablation import evaluating
-from compressor.observe import first_output
 from compressor.sources.data import Data
 from compressor.sources.samples import Samples, batches
 from compressor.stages import Report
 from compressor.studies import network, save_weights
 from compressor.training.loop import Progress, accuracy, forward, train
+from compressor.units.outputs import judged_part
 
 NETWORKS, OUTPUTS = "networks", "outputs"
 
@@ -193,7 +193,7 @@ def _keep_outputs(model: nn.Module, samples: Samples, path: Path) -> None:
     parts: list[Tensor] = []
     with torch.no_grad(), evaluating(model):
         for batch in batches(samples, 256):
-            parts.append(first_output(forward(model, batch.inputs)).float().softmax(1))
+            parts.append(judged_part(forward(model, batch.inputs))[0].float().softmax(1))
     assert samples.labels is not None
     with replacing(path) as partial:
         save_file({"probabilities": torch.cat(parts), "labels": samples.labels.long().contiguous()}, partial)

@@ -135,9 +135,7 @@ def flat_at_the_end(study: Evidence) -> Joint:
     for name in study.settings:
         for what, read in (("x*", prunable), ("R95", redundancy)):
             end = study.curve(name, read, what=what)
-            early = study.curve(
-                name, _snapshot(read), what="not in this study: a snapshot of the second half of training"
-            )
+            early = study.curve(name, _snapshot(read), what=missing)
             rows = np.stack([end, early], axis=1)
             tests.append(judged(name, f"{what}, end - snapshot", rows, _last_difference, -0.05, 0.05))
     return every(tests)

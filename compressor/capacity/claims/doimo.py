@@ -126,8 +126,8 @@ def chunks_determine(study: Evidence) -> Joint:
 @claim(
     "B-4",
     DOIMO,
-    "The residual correlation of the units outside a chunk is at twice the critical size at most half of "
-    "what it is at a quarter of it.",
+    "The residual correlation of the units outside a chunk is at twice the critical size at most 0.5 "
+    "times what it is at a quarter of it.",
 )
 def residuals_decorrelate(study: Evidence) -> Joint:
     """Ratio of mean |correlation| over pairs outside the chunk (pairs with the chunk's own units fall mechanically)."""

@@ -18,7 +18,7 @@ INTERPOLATES = 99.0
     "B-6",
     DOIMO,
     "The residual correlation outside chunks of twice the critical size is at the end of training at most"
-    " three quarters of what it was before the training error reached 0.",
+    " 0.75 times what it was before the training error reached 0.",
 )
 def clones_need_interpolation(study: Evidence) -> Joint:
     """The end against the last snapshot whose training accuracy was below 99 % in every seed."""
@@ -66,7 +66,8 @@ def clones_need_regularisation(study: Evidence) -> Joint:
 @claim(
     "B-10",
     "arXiv:2110.03485v1",
-    "A wide network errs less than an ensemble of networks of the critical width with as many units in all.",
+    "The test error of a wide network minus that of an ensemble of networks of the critical width with as"
+    " many units in all is below 0.",
 )
 def wide_beats_ensemble(study: Evidence) -> Joint:
     """Test error of the network of m · w* units minus that of m networks of w* units."""
@@ -93,7 +94,7 @@ def wide_beats_ensemble(study: Evidence) -> Joint:
     "B-11",
     DOIMO,
     "The variance between networks peaks near the width that first interpolates: at the greatest width it"
-    " is at most three quarters of that, and at the least width smaller.",
+    " is at most 0.75 times as large, and at the least width smaller.",
 )
 def variance_peaks(study: Evidence) -> Joint:
     """Variance of the test probabilities over seeds, for each seed half its mean squared distance to the others."""

@@ -53,6 +53,7 @@ def judge_claims(evidence: Evidence) -> list[dict[str, Any]]:
         largest = max(largest, min(1.0, (len(waiting) - place) * row["p_value"]))
         row["p_corrected"] = largest
         row["verdict"] = _verdict(row, largest)
+        row["reproduced"] = row["reproduced"] and row["verdict"] == "supported"
         if row["verdict"] == "undecided":
             row["reason"] = f"p = {largest:.2g} after correction over {len(waiting)} claims"
         elif row["reproduced"]:
