@@ -25,7 +25,7 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, ...], list[int]]] = {
     "alexnet": ({"width": 1 / 16}, IMAGE, [6, 16, 24, 12]),
     "resnet56": ({"width": 0.25, "blocks": 1}, IMAGE, [4, 4, 8, 16]),
     "wrn28": ({"width": 16, "blocks": 1}, IMAGE, [16]),
-    "densenet40": ({"width": 8, "layers": 1}, IMAGE, [12]),
+    "densenet40": ({"width": 8, "layers": 1}, IMAGE, [9]),
     "resnet18": ({"width": 1 / 16, "classes": 10}, IMAGE, [4, 4, 8, 16, 32]),
     "resnet50": ({"width": 1 / 16, "classes": 10}, IMAGE, [4, 16, 32, 64, 128]),
 }
