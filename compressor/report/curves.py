@@ -9,39 +9,42 @@ from typing import Any
 import matplotlib
 import matplotlib.style
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from rich.table import Table
 
 OURS = "ours"
+_TICKS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.06, 0.04, 0.03, 0.02, 0.01)
 _WORDS = {"params": "parameters kept", "macs": "multiply-accumulates kept"}
 
 
 @matplotlib.style.context("default")
 def comparison_picture(found: Mapping[str, Any]) -> str:
     """Points of all seeds, joined per method by the mean of each size; losses above the frame are cut off."""
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.0, 4.2), layout="constrained")
     axes = figure.subplots()
-    top = 4 * found["allowed"]
+    top, least = 4 * found["allowed"], 1.0
+    colors = matplotlib.colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
     names = sorted(found["methods"], key=lambda name: (name != OURS, name))
     for place, name in enumerate(names):
         cells = [cell for cell in found["methods"][name]["cells"] if "error" not in cell]
         rows = [_mean(cells, share, found["measure"]) for share in sorted({cell["share"] for cell in cells})]
         bold = name == OURS
-        color = "black" if bold else f"C{place - 1}"
+        color = "black" if bold else colors[(2 * place + (place >= 10)) % 20]
         shares, lost = [1.0, *(r[0] for r in rows[::-1])], [0.0, *(r[1] for r in rows[::-1])]
         axes.plot(shares, lost, color=color, linewidth=2.2 if bold else 1.1, label=name, zorder=3 if bold else 2)
+        least = min([least, *shares])
         axes.scatter(
             [c[found["measure"]] for c in cells], [c["lost"] for c in cells], s=10, color=color, zorder=3, linewidths=0
         )
     axes.axhline(found["allowed"], color="0.4", linewidth=1, linestyle="--")
     axes.set_xscale("log")
     axes.set_ylim(top, -0.35 * top)
+    axes.xaxis.set_major_locator(FixedLocator([share for share in _TICKS if share > 0.9 * least]))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.xaxis.set_minor_formatter(PercentFormatter(1.0, decimals=0))
-    axes.tick_params(axis="x", which="minor", labelsize=6)
     axes.set_xlabel(f"{_WORDS[found['measure']]} (log scale)")
     axes.set_ylabel("accuracy lost, percentage points")
-    axes.legend(fontsize=7, ncols=2, frameon=False, loc="lower left")
+    figure.legend(fontsize=8, frameon=False, loc="outside right center")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     buffer = io.StringIO()
