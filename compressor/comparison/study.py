@@ -17,6 +17,7 @@ from compressor.comparison.summary import PICTURE, SUMMARY, summary
 from compressor.comparison.task import Method, Task
 from compressor.errors import CompressorError, UsageError
 from compressor.export.files import claim_folder, write_json, write_text
+from compressor.observe import processes
 from compressor.options import parse_recover
 from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture
@@ -40,6 +41,8 @@ def run_comparison(
     """
     if recipe.compare is None:
         raise UsageError("recipe", "no `compare` section", "one", "add methods and sizes to compare.")
+    if processes()[1] > 1:
+        raise UsageError("torchrun", f"{processes()[1]} processes", "one for a comparison", "leave torchrun out.")
     methods = {name: find_method(spec, base) for name, spec in recipe.compare.methods.items()}
     claim = claim_folder(out, resume=resume, force=force)
     try:
