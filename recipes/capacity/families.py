@@ -302,12 +302,12 @@ def _torchvision(blocks: tuple[int, ...], block: str, width: float, classes: int
 
         taps = ("relu", "layer1", "layer2", "layer3", "layer4")
 
-        def _make_layer(self, kind, planes, count, stride=1, dilate=False):
+        def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
             if planes == 64:  # the stem was built at the full number: again, scaled
                 self.inplanes = at_least(64 * width)
                 self.conv1 = nn.Conv2d(3, self.inplanes, 7, 2, 3, bias=False)
                 self.bn1 = nn.BatchNorm2d(self.inplanes)
-            return super()._make_layer(kind, at_least(planes * width), count, stride, dilate)
+            return super()._make_layer(block, at_least(planes * width), blocks, stride, dilate)
 
     kind = getattr(resnet, block)
     made = Scaled(kind, list(blocks), num_classes=classes)
@@ -327,5 +327,9 @@ def parity(images: int = 10_000, components: int = 10, source: str = "fashion-mn
     mean = flat["train"].mean(0)
     covariance = (flat["train"] - mean).T @ (flat["train"] - mean)
     axes = torch.linalg.eigh(covariance).eigenvectors[:, -components:]
-    return {name: ((flat[name] - mean) @ axes).float() if name == "calibrate" else
-            (((flat[name] - mean) @ axes).float(), raw[name][1] % 2) for name in parts}  # fmt: skip
+    found: dict[str, object] = {}
+    for name, (_, labels) in raw.items():
+        values = ((flat[name] - mean) @ axes).float()
+        assert labels is not None
+        found[name] = values if name == "calibrate" else (values, labels % 2)
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import Terminal
 
 from compressor.capacity.settings import settings_of
 from compressor.capacity.study import run_capacity, trials
@@ -173,6 +174,19 @@ def test_units_are_found_where_no_layer_is_named(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET)
     found = run_capacity(recipe(settings={"a": {}}, seeds=[0], layers=[]), tmp_path, tmp_path / "out")
     assert [r["measures"]["layers"][0]["units"] for r in found["rungs"]] == [6, 12]
+
+
+def test_command_line_ends_with_0_whatever_the_claims_say(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    asked = recipe(settings={"a": {}}, seeds=[0]).model_dump(mode="json")
+    (tmp_path / "ladder.yaml").write_text(json.dumps(asked))  # JSON is YAML
+    assert terminal("capacity", tmp_path / "ladder.yaml", "--out", tmp_path / "out", "--json") == 0
+    assert terminal.json() == json.loads((tmp_path / "out" / "study.json").read_text())
+    assert {"width", "seed", "measures", "nulls"} <= set(terminal.json()["rungs"][0])
+    keys = {"id", "proposition", "paper", "verdict", "effect", "interval", "null"}
+    assert all(keys <= set(claim) for claim in terminal.json()["claims"])
+    assert terminal("run", tmp_path / "ladder.yaml", "--out", tmp_path / "out", "--resume") == 0
+    assert "undecided" in terminal.out
 
 
 def test_a_recipe_without_the_section_is_refused(tmp_path: Path) -> None:
