@@ -184,6 +184,39 @@ def analyze(
 
 
 @app.command()
+def frontier(
+    model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None,
+    sizes: Annotated[
+        str | None, typer.Option("--sizes", metavar="0.5,0.35,0.25", help="shares to keep (default: spread --points)")
+    ] = None,
+    count: Annotated[int, typer.Option("--points", help="how many sizes, from 70 % down to the smallest")] = 5,
+    measure: Annotated[str, typer.Option("--measure", help="what shares are of: params, macs or latency")] = "params",
+    max_drop: MaxDrop = 0.5, confidence: Confidence = 0.95, align: Align = "auto", recover: Recover = None,
+    unlabelled: Unlabelled = None, device: Device = "auto", seed: Seed = 0, resume: Resume = False,
+    force: Force = False, keep_failed: KeepFailed = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make networks of several sizes from one analysis, judge them together, and draw size against accuracy."""
+    from compressor.frontier.folder import run
+    from compressor.jobs import Job
+    from compressor.observe import processes
+    from compressor.options import Options, Sizes, parse_align, parse_recover, parse_sizes
+    from compressor.progress import shown
+    from compressor.report.frontier import frontier_view
+
+    wanted = Sizes(measure, parse_sizes(sizes), count)
+    options = Options(max_drop, confidence, None, False, parse_align(align), device, seed, parse_recover(recover))
+    job = Job(
+        model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled, sizes=wanted
+    )
+    with shown(Console(stderr=True), as_json) as report:
+        found = run(job, out, resume=resume, force=force, report=report)
+    if processes()[0] > 0:
+        return  # the first process speaks
+    _emit(json.loads((Path(out) / "frontier.json").read_bytes()), lambda: frontier_view(found, out), as_json)
+    raise typer.Exit(0 if found.best else EXIT[found.points[0].verdict.value])
+
+
+@app.command()
 def inspect(model: Model, shape: Shape = None, checkpoint: Checkpoint = None, as_json: Json = False) -> None:
     """Show units, groups, and what is frozen and why; needs a shape, no data."""
     from compressor.analysis import inspect_model

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from compressor.errors import CompressorError, UsageError
 
-SHARED = ("compress", "analyze", "run")
+SHARED = ("compress", "analyze", "run", "frontier")
 """Commands that several processes share; the first process does the others alone."""
 PATIENCE = timedelta(days=1)
 """How long a process waits for one that lives (the first may train for long); one that is gone is noticed at once."""

@@ -211,7 +211,7 @@ def test_a_fault_of_ours_is_no_failed_verdict(home: Path, terminal: Terminal, mo
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("compressor.jobs.load_data", fault)
+    monkeypatch.setattr("compressor.request.load_data", fault)
     assert terminal("compress", MODEL, "--data", DATA, "--out", "out", "--json") == 70
     assert terminal.json()["error"]["kind"] == "Fault"
     assert "Traceback" in terminal.err

@@ -26,7 +26,7 @@ STOREYS = (
     "pipeline",
     "recording verification",
     "deliver",
-    "api analysis progress launch",
+    "api analysis progress launch request",
     "jobs capacity comparison",
     "frontier",
     "replay",

@@ -7,59 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from compressor.candidates import Made, search_row, timed
 from compressor.clock import missed
 from compressor.errors import ModelError, UsageError
 from compressor.judgement import Courtroom, certified, finished, take, warn_before, warn_of_training
-from compressor.options import MEASURES, Options
+from compressor.options import Options, Sizes
 from compressor.outcome import Outcome
 from compressor.planning.search import Candidate
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent
 from compressor.workbench import Bench, open_bench, prepare
-
-LARGEST = 0.7
-"""The first share where no sizes are given; the others follow in equal ratios, down to the least that can be built."""
-MOST = 30
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a frontier is asked for: shares of `measure`, or their number."""
-
-    measure: str = "params"
-    shares: tuple[float, ...] | None = None
-    points: int = 5
-
-    def __post_init__(self) -> None:
-        if self.measure not in MEASURES:
-            raise UsageError("--measure", repr(self.measure), f"one of {', '.join(MEASURES)}", "for example params")
-        if not 2 <= self.points <= MOST:
-            raise UsageError("--points", f"{self.points}", f"a whole number from 2 to {MOST}", "for example 5")
-        wrong = [share for share in self.shares or () if not 0 < share <= 1]
-        if wrong or (self.shares is not None and not 1 <= len(self.shares) <= MOST):
-            got = ", ".join(f"{share:g}" for share in self.shares or ()) or "none"
-            raise UsageError("--sizes", got, f"1 to {MOST} shares, each above 0 and at most 1", "for example 0.5,0.25")
-
-    def spread(self, smallest: float) -> list[float]:
-        """The shares, from the largest to the smallest; `smallest` is the least that can be built."""
-        if self.shares is not None:
-            return sorted(set(self.shares), reverse=True)
-        low = min(1.02 * smallest, 1.0)
-        return [float(share) for share in np.geomspace(max(LARGEST, low), low, self.points)]
-
-
-def parse_sizes(text: str | None) -> tuple[float, ...] | None:
-    """`0.5,0.35,0.25` as numbers. Raises UsageError for anything else."""
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError("--sizes", repr(text), "shares with commas between them", "for example 0.5,0.25") from None
 
 
 @dataclass(frozen=True)

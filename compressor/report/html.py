@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from compressor.export.files import write_bytes
-from compressor.report import words
-from compressor.report.pictures import ablation_picture, search_picture, verdict_picture
+from compressor.report import frontier, words
+from compressor.report.pictures import ablation_picture, frontier_picture, search_picture, verdict_picture
 from compressor.report.record import GroupPart, Record, validate
 from compressor.report.views import speed_word
 
@@ -94,8 +94,24 @@ def _clean(value: object) -> object:
     return words.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def write_frontier(record: Mapping[str, Any], path: str | Path) -> None:
+    """Write the page of a frontier atomically, UTF-8. Raises SourceError for a record that is none."""
+    found = frontier.checked_frontier(record)
+    heads, rows = frontier.table(found)
+    page = _template("frontier.html.j2").render(
+        record=found,
+        headline=frontier.headline(found),
+        columns=heads,
+        rows=list(zip(found.points, rows, strict=True)),
+        not_covered=None if all(point.covered for point in found.points) else frontier.NOT_COVERED,
+        picture=_picture(frontier_picture(found)),
+        facts_of=facts_of,
+    )
+    write_bytes(path, page.encode("utf-8", errors="replace"))
+
+
 @cache
-def _template() -> Template:
+def _template(page: str = "report.html.j2") -> Template:
     environment = Environment(
         loader=PackageLoader("compressor.report"),
         autoescape=True,
@@ -116,4 +132,4 @@ def _template() -> Template:
     ):
         environment.filters[name] = getattr(words, name)
     environment.filters["typeset"] = typeset
-    return environment.get_template("report.html.j2")
+    return environment.get_template(page)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, SymmetricalLogLocator
 
+from compressor.report.frontier import MEASURED, FrontierRecord
 from compressor.report.record import Ablation, Candidate, Record, VerdictPart
 from compressor.report.words import number, outcome, points
 
@@ -108,6 +109,35 @@ def ablation_picture(ablation: Ablation | None) -> str | None:
     axes.grid(color=RULE, linewidth=0.8)
     said = f"{len(ablation.tried)} removed units, rank correlation {number(ablation.rank_correlation)}"
     return inline_svg(figure, "ablation", f"Predicted and measured loss of {said}")
+
+
+@matplotlib.style.context("default")
+def frontier_picture(found: FrontierRecord) -> str:
+    """Size against accuracy with intervals; the original as reference, hollow marks for what is not covered."""
+    figure, axes = framed_figure(3.7)
+    axes.axhline(found.accuracy, color=MUTED, linewidth=0.8)
+    axes.axhline(found.accuracy - found.points[0].verdict.allowed, color=BAD, linewidth=1.2, linestyle="--",
+                 label="allowed")  # fmt: skip
+    axes.plot([100], [found.accuracy], "s", color=INK, markersize=6, label="original", clip_on=False, zorder=4)
+    places = [(100 * point.share(found.measure), point.verdict, point.covered) for point in found.points]
+    axes.plot([100, *(size for size, _, _ in places)], [found.accuracy, *(v.compressed for _, v, _ in places)],
+              color=MUTED, linewidth=0.8, zorder=1)  # fmt: skip
+    named: set[str] = set()
+    for size, verdict, covered in places:
+        color, name = VALUES[verdict.value], verdict.value if covered else "not covered"
+        color = color if covered else MUTED
+        low, high = (found.accuracy + end for end in verdict.interval)
+        axes.plot([size, size], [low, high], color=color, linewidth=2, alpha=0.8)
+        face = {"markerfacecolor": color if covered else "none", "markeredgecolor": color, "linestyle": "none"}
+        label = None if name in named else name
+        axes.plot([size], [verdict.compressed], MARKS[verdict.value], markersize=7, label=label, zorder=3, **face)
+        named.add(name)
+    axes.set_xlim(0, 104)
+    axes.set_xlabel(f"{MEASURED[found.measure]} kept, %")
+    axes.set_ylabel(f"{found.points[0].verdict.metric}, %")
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
+    return inline_svg(figure, "frontier", f"Size and accuracy of {len(places)} networks; the table below has the numbers")
 
 
 def _scale_losses(axes: Axes, values: list[float], below: float | None) -> None:

@@ -1,0 +1,165 @@
+"""A frontier as asked for on the command line: run, and written as one folder with a bundle for each point."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compressor.api import Result
+from compressor.errors import CompressorError, UsageError
+from compressor.export.files import OUTPUTS, Claim, write_json
+from compressor.frontier.points import Frontier, Point, trace
+from compressor.observe import from_first, only_first
+from compressor.options import Sizes
+from compressor.recording import assemble, machine, versions
+from compressor.records import SCHEMA_VERSION
+from compressor.report.frontier import FrontierRecord, checked_frontier, read_frontier
+from compressor.report.html import write_frontier
+from compressor.report.record import read_record
+from compressor.request import REQUEST, Job, begin, in_folder, loaded, note_request, same_request, short_name
+from compressor.sources.data import Data
+from compressor.sources.models import LoadedModel
+from compressor.sources.network import cache_folder
+from compressor.stages import Report, silent
+from compressor.verification import RECORD, hashes
+from compressor.verify.uses import count_use
+
+RECORD_FILE, PAGE = "frontier.json", "frontier.html"
+_POINT = re.compile(r"(params|macs|latency)_[0-9.]+")
+
+
+def run(
+    job: Job, out: str | Path, *, resume: bool = False, force: bool = False, report: Report = silent
+) -> FrontierRecord:
+    """Build and judge the networks of `job.sizes`, and write them below `out`.
+
+    With `resume` a finished folder of the same request is returned as it is, a half-done one is done again; with
+    `force` an earlier frontier goes once model and data have been read. Raises CompressorErrors; the folder then
+    holds no network and no record of this job.
+    """
+    if job.sizes is None:
+        raise UsageError("frontier", "no sizes", "sizes", "give Job(sizes=Sizes()).")
+    sizes = job.sizes
+    return in_folder(
+        out,
+        lambda claim: _finished(claim, job),
+        lambda folder, claim: _run(job, sizes, folder, claim, report),
+        resume=resume,
+        force=force,
+    )
+
+
+def _finished(claim: Claim, job: Job) -> FrontierRecord | None:
+    """The record of a frontier whose files are all as they were."""
+    if not same_request(claim, job, (*OUTPUTS, RECORD_FILE)) or not (claim.path / RECORD_FILE).is_file():
+        return None
+    found = read_frontier(claim.path / RECORD_FILE)
+    for point in found.points:
+        folder = claim.path / point.folder
+        if not (folder / RECORD).is_file():
+            return None
+        if hashes(folder) != ((read_record(folder / RECORD).model_extra or {}).get("files") or {}):
+            return None
+    return found
+
+
+def _cleared(claim: Claim) -> None:
+    """Take away an earlier frontier: its files, and folders of points that nothing else is in."""
+    claim.clear((RECORD_FILE, PAGE, RECORD, *OUTPUTS))
+    for folder in sorted(claim.path.iterdir()):
+        if _POINT.fullmatch(folder.name) and folder.is_dir():
+            claim.clear(f"{folder.name}/{name}" for name in (RECORD, *OUTPUTS))
+            with contextlib.suppress(OSError):  # not empty: it stays
+                folder.rmdir()
+
+
+def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Report) -> FrontierRecord:
+    data, source = loaded(job, folder, report)
+    if claim is not None:
+        begin(job, claim, lambda _same: _cleared(claim))
+    try:
+        found = trace(source.model, data, job.options, sizes, report)
+        uses = cache_folder() / "judge_uses.json"
+        used = from_first(lambda: count_use(uses, data.judge.fingerprint))
+        begun = time.perf_counter()
+        records = [_saved(job, point, found, data, source, folder, used, report) for point in found.points]
+        seconds = {**found.seconds, "export": round(time.perf_counter() - begun, 3)}
+        record = _assembled(job, found, records, seconds)
+        only_first(lambda: _written(record, folder))
+    except CompressorError:
+        if claim is not None:
+            _cleared(claim)
+            claim.clear((REQUEST,))
+        raise
+    return from_first(lambda: read_frontier(folder / RECORD_FILE))
+
+
+def _written(record: dict[str, Any], folder: Path) -> None:
+    checked_frontier(record)
+    write_frontier(record, folder / PAGE)
+    write_json(folder / RECORD_FILE, record)
+
+
+def _name(measure: str, share: float) -> str:
+    return f"{measure}_{share:.4g}"
+
+
+def _saved(
+    job: Job, point: Point, found: Frontier, data: Data, source: LoadedModel, folder: Path, used: int | None,
+    report: Report,
+) -> dict[str, Any]:  # fmt: skip
+    """The point's folder, with what `compress` would write for it; its record."""
+    plain = source.source.as_dict()
+    options = replace(job.options, keep=(found.measure, point.asked))
+    about = assemble(
+        point.outcome, data, options, name=short_name(job.model), source=plain, command=job.command, recipe=job.recipe
+    )
+    note_request(about, job, source)
+    about["judge_uses"], about["covered"] = used, point.covered
+    result = Result(point.outcome.model, point.outcome.verdict, about, source.model, data, point.outcome)
+    place = folder / _name(found.measure, point.asked)
+    result.save(place, source=plain, keep_failed=job.keep_failed, onnx=job.onnx, report=report)
+    return {**result.record, "folder": place.name, "asked": point.asked}
+
+
+def _assembled(job: Job, found: Frontier, records: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:
+    first = records[0]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": first["name"],
+        "command": job.command,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "measure": found.measure,
+        "original": first["original"],
+        "accuracy": first["verdict"]["original"],
+        "points": [_row(record) for record in records],
+        "seconds": seconds,
+        "seed": job.options.seed,
+        "judge_uses": first["judge_uses"],
+        "warnings": list(found.warnings),
+        "options": {**job.options.as_dict(), "keep_failed": job.keep_failed},
+        "data": first["data"],
+        "source": first["source"],
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    mine = next(row for row in record["search"] if row["selected"])
+    timed = record["latency"]
+    failed = record["verdict"]["value"] == "failed" and not record["options"]["keep_failed"]
+    return {
+        "folder": record["folder"],
+        "asked": record["asked"],
+        **{name: mine[name] for name in ("params", "macs", "tune", "predicted_loss")},
+        "latency": None if timed is None else {k: timed[k] for k in ("target", "predicted", "measured", "interval")},
+        "verdict": record["verdict"],
+        "covered": record["covered"],
+        "exported": not failed,
+    }

@@ -1,0 +1,211 @@
+"""What is asked for: its fingerprint, the folder that it is worked on in, and what it names, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from compressor.errors import DataError, UsageError
+from compressor.export.files import OUTPUTS, Claim, claim_folder, to_json, write_text
+from compressor.observe import from_first, in_turn, only_first, processes
+from compressor.options import Options, Sizes
+from compressor.sources.checkpoint import file_sha256, weights_sha256
+from compressor.sources.data import Data, load_data, load_unlabelled, with_unlabelled
+from compressor.sources.factories import split_query
+from compressor.sources.models import LoadedModel, load_model
+from compressor.stages import NOTE, Report
+from compressor.training.loop import TrainOptions
+from compressor.verification import ORIGINAL, open_bundle
+from compressor.verify.judge_data import decidable
+
+REQUEST = "request.txt"
+"""Holds the fingerprint of what was asked for, from the start of the work."""
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compression, analysis or frontier, as asked for on the command line or in a recipe."""
+
+    model: str
+    data: str
+    options: Options
+    checkpoint: str | None = None
+    train: TrainOptions | None = None
+    base: Path | None = None
+    command: str | None = None
+    recipe: dict[str, Any] | None = None
+    keep_failed: bool = False
+    onnx: bool = True
+    analyze: bool = False
+    unlabelled: str | None = None
+    sizes: Sizes | None = None
+    """Of a frontier."""
+
+    def __post_init__(self) -> None:
+        if self.unlabelled is not None and self.options.recover is None:
+            raise UsageError("--unlabelled", "no --recover", "both", "only recovery reads unlabelled data.")
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies what is asked for, with the contents of files; a folder is only resumed for the same request."""
+        base = self.base or Path.cwd()
+        asked = {
+            "model": self.model,
+            "data": self.data,
+            "files": [_content(spec, base) for spec in self.specs if spec is not None],
+            "unlabelled": self.unlabelled,
+            "options": self.options.as_dict(),
+            "train": None if self.train is None else str(self.train),
+            "keep_failed": self.keep_failed,
+            "onnx": self.onnx,
+            "analyze": self.analyze,
+            **({} if self.sizes is None else {"sizes": asdict(self.sizes)}),
+        }
+        return sha256(to_json(asked).encode()).hexdigest()
+
+    def request(self) -> dict[str, Any]:
+        """What `replay` needs to ask for the same again, beside the options."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "checkpoint": self.checkpoint,
+            "unlabelled": self.unlabelled,
+            "base": str((self.base or Path.cwd()).resolve()),
+            "train": None if self.train is None else asdict(self.train),
+            "onnx": self.onnx,
+        }
+
+    @property
+    def specs(self) -> tuple[str | None, ...]:
+        """What is read, as it was named."""
+        return self.model, self.data, self.checkpoint, self.unlabelled
+
+    @property
+    def weights(self) -> Path | None:
+        """The checkpoint's absolute path."""
+        return None if self.checkpoint is None else ((self.base or Path.cwd()) / Path(self.checkpoint).expanduser())
+
+
+def in_folder(
+    out: str | Path, finished: Callable[[Claim], Done | None], work: Callable[[Path, Claim | None], Done],
+    *, resume: bool, force: bool,
+) -> Done:  # fmt: skip
+    """Claim the folder `out` for `work`; with `resume` what `finished` finds there is returned instead.
+
+    In a process group every process calls this, and the first one has the claim. UsageError for a folder in use.
+    """
+    claim = only_first(lambda: claim_folder(out, resume=resume, force=force))
+    try:
+        done = from_first(lambda: finished(claim) if claim is not None and resume else None)
+        return done if done is not None else work(Path(out).expanduser(), claim)
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def same_request(claim: Claim, job: Job, results: tuple[str, ...] = OUTPUTS) -> bool:
+    """False where nothing was begun in the folder yet. UsageError for results, or the work, of another request."""
+    request = claim.path / REQUEST
+    if not request.is_file():
+        if any((claim.path / name).exists() for name in results):
+            raise _other_request(claim.path)
+        return False
+    if request.read_text(encoding="utf-8").strip() != job.fingerprint:
+        raise _other_request(claim.path)
+    return True
+
+
+def _other_request(path: Path) -> UsageError:
+    return UsageError(
+        f"output folder '{path}'",
+        "the work of another request",
+        "the same command, with the same files, that began it",
+        "repeat that command with --resume, or use --force or another folder.",
+    )
+
+
+def loaded(job: Job, folder: Path, report: Report) -> tuple[Data, LoadedModel]:
+    """Data and model as the job names them. SourceErrors and DataErrors as the sources raise them."""
+    report("load", 0.0)
+    _refuse_own_inputs(job, folder)
+    with in_turn():
+        data = load_data(job.data, seed=job.options.seed, base=job.base)
+        if job.unlabelled is not None:
+            more = load_unlabelled(job.unlabelled, seed=job.options.seed, base=job.base)
+            data = with_unlabelled(data, more, job.unlabelled)
+        if not job.options.exact and not job.analyze:
+            report(f"{NOTE}Before work: {decidable(len(data.judge), job.options.confidence)}", 1.0)
+        model = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
+    _refuse_differences(model.model, data)
+    return data, model
+
+
+def begin(job: Job, claim: Claim, clear: Callable[[bool], None]) -> None:
+    """Model and data have been read: `clear` takes an earlier result away, and the folder says what is being made.
+
+    It is told whether the earlier work there is of the same request.
+    """
+    request = claim.path / REQUEST
+    clear(request.is_file() and request.read_text(encoding="utf-8").strip() == job.fingerprint)
+    write_text(request, job.fingerprint + "\n")
+
+
+def _refuse_differences(model: torch.nn.Module, data: Data) -> None:
+    """Several processes add up what they measure: all must have the same network and the same samples in one order."""
+    if processes()[1] == 1:
+        return
+    own = {part: sha256(getattr(data, part).hashes.tobytes()).hexdigest() for part in ("calibrate", "tune", "judge")}
+    own["weights"] = weights_sha256(model)
+    for name, mark in from_first(lambda: own).items():
+        if own[name] != mark:
+            raise DataError(
+                f"the {'network' if name == 'weights' else 'data'} ({name})",
+                "others than in the first process",
+                "the same in every process",
+                "give the factory a seed of its own, and every machine the same files.",
+            )
+
+
+def _refuse_own_inputs(job: Job, folder: Path) -> None:
+    """A bundle, or a checkpoint, that the result would replace: `verify` could not judge it again."""
+    place = folder.resolve()
+    source = ((job.base or Path.cwd()) / Path(split_query(job.model)[0]).expanduser()).resolve()
+    weights = job.weights
+    inside = weights is not None and weights.resolve().parent == place and weights.name in (*OUTPUTS, ORIGINAL)
+    if source == place or inside:
+        raise UsageError(
+            f"output folder '{folder}'", "the folder that the network is read from", "another folder", "change --out."
+        )
+
+
+def note_request(record: dict[str, Any], job: Job, loaded: LoadedModel) -> None:
+    """Add to a record what was asked for, and what it was read from."""
+    record["request"] = job.request()
+    if job.weights is not None:
+        record["options"]["checkpoint"] = str(job.weights.resolve())
+        record["options"]["checkpoint_sha256"] = loaded.checkpoint_sha256
+    if not loaded.trained and job.train is None:
+        record["warnings"].append("The network has no trained weights: figures say nothing about a trained one.")
+
+
+def short_name(spec: str) -> str:
+    """The last part of what names a model."""
+    head = split_query(spec)[0].rstrip("/")
+    return head.rpartition(":")[2].rpartition("/")[2] or spec
+
+
+def _content(spec: str, base: Path) -> str | None:
+    """sha256 of the file behind a spec: Python file, checkpoint, or manifest (which has that of a bundle's weights)."""
+    head = spec.partition("?")[0]
+    for place in (head, head.rpartition(":")[0]):
+        path = base / Path(place).expanduser()
+        for file in (path, path / "manifest.json"):
+            if place and file.is_file():
+                return file_sha256(file)
+    return None
