@@ -137,7 +137,8 @@ def frontier_picture(found: FrontierRecord) -> str:
     axes.set_ylabel(f"{found.points[0].verdict.metric}, %")
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
-    return inline_svg(figure, "frontier", f"Size and accuracy of {len(places)} networks; the table below has the numbers")
+    words = f"Size and accuracy of {len(places)} networks; the table below has the numbers"
+    return inline_svg(figure, "frontier", words)
 
 
 def _scale_losses(axes: Axes, values: list[float], below: float | None) -> None:
