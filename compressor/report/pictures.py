@@ -113,25 +113,24 @@ def ablation_picture(ablation: Ablation | None) -> str | None:
 
 @matplotlib.style.context("default")
 def frontier_picture(found: FrontierRecord) -> str:
-    """Size against accuracy with intervals; the original as reference, hollow marks for what is not covered."""
+    """Size against accuracy with intervals; the original as reference, hollow marks for what is not covered.
+
+    Points far below the allowed drop are shown as triangles at the lower edge.
+    """
+    allowed = found.points[0].verdict.allowed
+    floor = found.accuracy - max(8 * allowed, 4.0)
     figure, axes = framed_figure(3.7)
     axes.axhline(found.accuracy, color=MUTED, linewidth=0.8)
-    axes.axhline(found.accuracy - found.points[0].verdict.allowed, color=BAD, linewidth=1.2, linestyle="--",
-                 label="allowed")  # fmt: skip
+    axes.axhline(found.accuracy - allowed, color=BAD, linewidth=1.2, linestyle="--", label="allowed")
     axes.plot([100], [found.accuracy], "s", color=INK, markersize=6, label="original", clip_on=False, zorder=4)
     places = [(100 * point.share(found.measure), point.verdict, point.covered) for point in found.points]
-    axes.plot([100, *(size for size, _, _ in places)], [found.accuracy, *(v.compressed for _, v, _ in places)],
-              color=MUTED, linewidth=0.8, zorder=1)  # fmt: skip
+    sizes = [100, *(size for size, _, _ in places)]
+    axes.plot(sizes, [found.accuracy, *(v.compressed for _, v, _ in places)], color=MUTED, linewidth=0.8, zorder=1)
     named: set[str] = set()
     for size, verdict, covered in places:
-        color, name = VALUES[verdict.value], verdict.value if covered else "not covered"
-        color = color if covered else MUTED
-        low, high = (found.accuracy + end for end in verdict.interval)
-        axes.plot([size, size], [low, high], color=color, linewidth=2, alpha=0.8)
-        face = {"markerfacecolor": color if covered else "none", "markeredgecolor": color, "linestyle": "none"}
-        label = None if name in named else name
-        axes.plot([size], [verdict.compressed], MARKS[verdict.value], markersize=7, label=label, zorder=3, **face)
-        named.add(name)
+        _frontier_point(axes, size, verdict, covered, found.accuracy, floor, named)
+    if any(found.accuracy + verdict.interval[0] < floor for _, verdict, _ in places):
+        axes.set_ylim(bottom=floor)
     axes.set_xlim(0, 104)
     axes.set_xlabel(f"{MEASURED[found.measure]} kept, %")
     axes.set_ylabel(f"{found.points[0].verdict.metric}, %")
@@ -139,6 +138,21 @@ def frontier_picture(found: FrontierRecord) -> str:
     figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
     words = f"Size and accuracy of {len(places)} networks; the table below has the numbers"
     return inline_svg(figure, "frontier", words)
+
+
+def _frontier_point(
+    axes: Axes, size: float, verdict: VerdictPart, covered: bool, whole: float, floor: float, named: set[str]
+) -> None:
+    """One network with its interval; `named` are the labels that the legend has."""
+    color, name = (VALUES[verdict.value], verdict.value) if covered else (MUTED, "not covered")
+    low, high = (max(whole + end, floor) for end in verdict.interval)
+    axes.plot([size, size], [low, high], color=color, linewidth=2, alpha=0.8)
+    face = {"markerfacecolor": color if covered else "none", "markeredgecolor": color, "linestyle": "none"}
+    below = verdict.compressed < floor
+    label = None if name in named else name
+    named.add(name)
+    mark = "v" if below else MARKS[verdict.value]
+    axes.plot([size], [max(verdict.compressed, floor)], mark, markersize=7, label=label, clip_on=False, **face)
 
 
 def _scale_losses(axes: Axes, values: list[float], below: float | None) -> None:
