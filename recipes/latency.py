@@ -3,8 +3,8 @@
     python recipes/latency.py CHECKPOINTS --out recipes/results/latency.json
 
 torchvision's resnet18 at 128 x 128 (random weights: speed does not depend on them) and the vgg test network
-(CHECKPOINTS/vgg.safetensors), each kept at half of the MACs with --align auto and with --align 1, in onnxruntime at
-batch 32 on one thread, interleaved with the original.
+(CHECKPOINTS/vgg.safetensors), each kept at half of the MACs with --align auto and with --align 1, and at half of the
+latency (planned by measured layer times), in onnxruntime at batch 32 on one thread, interleaved with the original.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ from compressor.sources.data import load_data
 
 
 def row(name: str, model: nn.Module, parts: tuple[Any, Any, Any], example: Any) -> dict[str, Any]:
-    """Aligned and unaligned at half of the MACs against the original, in one interleaved comparison."""
+    """Aligned and unaligned at half of the MACs, and half of the latency, against the original in one comparison."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [export_onnx(model, example, Path(folder) / "original.onnx").path]
         made = []
-        for align in ("auto", 1):
-            result = compressor.compress(model, *parts, keep="macs=0.5", align=align, max_drop=50.0)
+        for keep, align in (("macs=0.5", "auto"), ("macs=0.5", 1), ("latency=0.5", "auto")):
+            result = compressor.compress(model, *parts, keep=keep, align=align, max_drop=50.0)
             record = result.record
-            paths.append(export_onnx(result.model, example, Path(folder) / f"align_{align}.onnx").path)
+            paths.append(export_onnx(result.model, example, Path(folder) / f"{keep}_align_{align}.onnx").path)
             shares = {key: record["compressed"][key] / record["original"][key] for key in ("params", "macs")}
             kept = {group["name"]: len(group["kept"]) for group in record["groups"] if group["frozen"] is None}
-            made.append({"align": align, "block": record["align"]["block"], **shares, "kept": kept})
+            timed = record["latency"] or {}
+            planned = {name: timed.get(name) for name in ("predicted", "measured", "tried")}
+            block = record["align"]["block"]
+            made.append({"keep": keep, "align": align, "block": block, **shares, **planned, "kept": kept})
         found = compare_latency(paths, batch=32, threads=1, seconds=90.0)
     for entry, file in zip(made, found.files[1:], strict=True):
         entry |= {

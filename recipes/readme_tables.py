@@ -70,14 +70,17 @@ def exact_zoo(content: dict[str, Any]) -> str:
 
 def latency(content: dict[str, Any]) -> str:
     """Measured latency against multiply-accumulates, aligned and not."""
-    lines = ["| network | align | parameters | MACs | latency | latency / MACs |", "|---|---|---|---|---|---|"]
+    heads = ("network", "asked", "align", "parameters", "MACs", "latency predicted", "latency", "latency / MACs")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in content["rows"]:
         for made in row["results"]:
             low, high = made["interval"]
             shares = f"{100 * made['params']:.1f} % | {100 * made['macs']:.1f} %"
             time = f"{100 * made['latency']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
             block = f"{made['align']} ({made['block']})" if made["align"] == "auto" else made["align"]
-            lines.append(f"| {row['network']} | {block} | {shares} | {time} | {made['latency_over_macs']:.2f} |")
+            first = f"{row['network']} | {made.get('keep', 'macs=0.5')} | {block}"
+            told = f"{100 * made['predicted']:.1f} %" if made.get("predicted") else "-"
+            lines.append(f"| {first} | {shares} | {told} | {time} | {made['latency_over_macs']:.2f} |")
     return "\n".join(lines)
 
 
