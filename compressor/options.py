@@ -26,6 +26,8 @@ class Options:
     seed: int = 0
     recover: Budget | None = None
     """Distil from the original after the cut; minutes are for the whole run, epochs and steps for each candidate."""
+    timed: dict[str, Any] | None = None
+    """What the clock told in an earlier run, for a replay: its plan is taken again and nothing is timed."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_drop < 100:
@@ -52,6 +54,7 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the record."""
         plain = asdict(self)
+        del plain["timed"]
         plain["keep"] = None if self.keep is None else f"{self.keep[0]}={self.keep[1]:g}"
         plain["recover"] = None if self.recover is None else str(self.recover)
         return plain

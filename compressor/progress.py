@@ -17,6 +17,8 @@ WORDS = {
     "units": "Finding units",
     "observe": "Observing units",
     "findings": "Explaining units",
+    "table": "Timing layers",
+    "timing": "Timing a plan",
     "paths": "Ordering units",
     "exact": "Certifying surplus units",
     "verdict": "Judging",

@@ -97,6 +97,7 @@ def job_of(record: Mapping[str, Any]) -> Job:
     if chosen["align"] == "auto" and not chosen["exact"]:
         chosen["align"] = parse_align(record["align"]["block"])  # measured then; a busy machine might measure another
     chosen["recover"] = _budget(record)
+    chosen["timed"] = record.get("latency")  # times differ from run to run: the plan is the one that was taken then
     return Job(
         asked["model"],
         asked["data"],

@@ -147,7 +147,9 @@ def open_bench(start: Start, measure: str, candidates: int) -> Bench:
     if measure == LATENCY:
         with timed(start.seconds, "table"):
             told = lambda done: start.report("table", done)  # noqa: E731
-            clock = Clock.wind(start.work, start.graph, start.data.calibrate, start.options.seed, told)
+            clock = Clock.wind(
+                start.work, start.graph, start.data.calibrate, start.options.seed, told, start.options.timed
+            )
         shop.sizes = clock.sizes
     with timed(start.seconds, "paths"):
         paths = shop.paths(measure, start.report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +122,19 @@ def test_a_target_that_is_missed_is_told() -> None:
     assert clocks.missed({**told, "measured": 0.41}) == []
     assert clocks.missed({**told, "interval": [0.39, 0.5]}) == []
     assert clocks.missed(None) == []
+
+
+def test_what_an_earlier_run_took_is_taken_again(
+    wound: tuple[Clock, UnitGraph, Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, graph, samples = wound
+    monkeypatch.setattr(Clock, "measured", lambda *_: said(0.61))
+    share, told = clock.corrected(allocator(clock, graph), 0.6)
+    monkeypatch.setattr(clocks, "measured_table", None)
+    again = Clock.wind(network(), graph, samples, 0, known=json.loads(json.dumps(told)))
+    assert again.corrected(allocator(again, graph), 0.6) == (share, told)
+    half = {g.name: tuple(range(20)) for g in graph.groups if g.frozen is None}
+    assert again.predicted(half) == clock.predicted(half)
 
 
 def test_less_than_the_smallest_network_is_refused(wound: tuple[Clock, UnitGraph, Samples]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,26 @@ class Timetable:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form: microseconds of each layer by the widths of its weight."""
         layers = [
-            {"weight": layer.weight, "widths": [list(w) for w in layer.widths], "micros": layer.micros.tolist()}
+            {
+                "weight": layer.weight, "widths": [list(w) for w in layer.widths], "micros": layer.micros.tolist(),
+                "reads": layer.reads, "entering": layer.entering,
+            }
             for layer in self.layers
-        ]
+        ]  # fmt: skip
         plain = {name: getattr(self, name) for name in ("rest", "batch", "threads", "block", "points")}
         return {**plain, "seconds": round(self.seconds, 3), "layers": layers}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Timetable:
+        """The table that `as_dict` was made of."""
+        layers = tuple(
+            LayerTimes(
+                one["weight"], (tuple(one["widths"][0]), tuple(one["widths"][1])), np.array(one["micros"]),
+                one["reads"], one["entering"],
+            )
+            for one in plain["layers"]
+        )  # fmt: skip
+        return cls(layers, **{name: value for name, value in plain.items() if name != "layers"})
 
 
 def measured_table(

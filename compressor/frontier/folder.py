@@ -120,11 +120,11 @@ def _saved(
         point.outcome, data, options, name=short_name(job.model), source=plain, command=job.command, recipe=job.recipe
     )
     note_request(about, job, source)
-    about["judge_uses"], about["covered"] = used, point.covered
+    about["judge_uses"] = used
     result = Result(point.outcome.model, point.outcome.verdict, about, source.model, data, point.outcome)
     place = folder / _name(found.measure, point.asked)
     result.save(place, source=plain, keep_failed=job.keep_failed, onnx=job.onnx, report=report)
-    return {**result.record, "folder": place.name, "asked": point.asked}
+    return {**result.record, "folder": place.name, "asked": point.asked, "covered": point.covered}
 
 
 def _assembled(job: Job, found: Frontier, records: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _assembled(job: Job, found: Frontier, records: list[dict[str, Any]], seconds
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
-    mine = next(row for row in record["search"] if row["selected"])
+    mine = record["search"][0]
     timed = record["latency"]
     failed = record["verdict"]["value"] == "failed" and not record["options"]["keep_failed"]
     return {

@@ -92,15 +92,14 @@ def _judged(
         court = Courtroom(start)
         warn_of_training(base, court.original, bench.before)
         reached = court.sequence(candidates).verdicts
-        verdicts = [*reached, *(court.verdict(c.built) for c in candidates[len(reached) :])]
-    for row, verdict in zip(rows, reached, strict=False):
-        row["judged"] = verdict.as_dict()
+        passed = [replace(v, details={**v.details, "selected": True}) if v.value == "passed" else v for v in reached]
+        verdicts = [*passed, *(court.verdict(c.built) for c in candidates[len(reached) :])]
     points = []
     for place, (candidate, verdict, timing) in enumerate(zip(candidates, verdicts, said, strict=True)):
-        mine = [{**row, "selected": at == place} for at, row in enumerate(rows)]
-        outcome = replace(base, search=mine, latency=timing, warnings=[*base.warnings, *missed(timing)])
-        take(outcome, candidate.built, court, verdict)
         covered = place < len(reached)
+        mine = {**rows[place], "judged": verdict.as_dict() if covered else None, "selected": True}
+        outcome = replace(base, search=[mine], latency=timing, warnings=[*base.warnings, *missed(timing)])
+        take(outcome, candidate.built, court, verdict)
         if not covered:
             outcome.warnings.append(UNCOVERED)
         points.append(Point(candidate.share, outcome, covered))
