@@ -65,7 +65,8 @@ class Clock:
     ) -> Clock:  # fmt: skip
         """Measure the table of `model`, in about TABLE_SECONDS.
 
-        `known` is what `corrected` told in an earlier run: nothing is measured then. Raises ModelError where the network cannot be exported.
+        `known` is what `corrected` told in an earlier run: nothing is measured then. Raises ModelError where the
+        network cannot be exported.
         """
         model = bare_copy(model, torch.float32)
         if known is not None:
