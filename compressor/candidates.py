@@ -98,7 +98,11 @@ class Builder:
                 "before": tune_figures(tuned, self.before),
                 "after": tune_figures(after, self.before),
             }
-            tuned = after
+            made.recovered["kept"] = after.difference >= tuned.difference
+            if made.recovered["kept"]:
+                tuned = after
+            else:  # nearer to the original's outputs, yet not to its answers: overfitted
+                made.model = small
         self.tried.append((made, tuned))
         return made, tuned
 

@@ -91,6 +91,8 @@ def take(outcome: Outcome, chosen: Made, court: Courtroom, verdict: Verdict) -> 
     outcome.plan, outcome.size, outcome.verdict = chosen.plan, chosen.size, verdict
     outcome.fidelity = fidelity(court.original, court.after(chosen), court.original.labels).as_dict()
     outcome.judged_on, outcome.recovered = court.original, chosen.recovered
+    if chosen.recovered is not None and not chosen.recovered["kept"]:
+        outcome.warnings.append("Recovery lost on the tune split: the network is the one from before it.")
     if chosen.recovered is not None and chosen.recovered["stopped"] is not None:
         outcome.warnings.append(f"Recovery ended early: {chosen.recovered['stopped']}.")
 

@@ -181,6 +181,26 @@ def test_a_loss_that_is_not_finite_is_said(monkeypatch: pytest.MonkeyPatch, plai
     validate(result.record)
 
 
+def test_a_recovery_that_loses_answers_is_not_kept(monkeypatch: pytest.MonkeyPatch, plain: Result) -> None:
+    """Nearer in its outputs by the criterion, yet wrong: whoever recovers returns a network that answers one class."""
+    real = candidates.recover
+
+    def spoilt(*given: Any, **options: Any) -> Any:
+        made, about = real(*given, **options)
+        last = [module for module in made.modules() if isinstance(module, nn.Linear)][-1]
+        with torch.no_grad():
+            last.bias[0] += 1e3
+        return made, about
+
+    monkeypatch.setattr(candidates, "recover", spoilt)
+    result = compressor.compress(network(), *parts(), **ASKED, recover="30st")
+    assert same(result.model, plain.model)
+    assert result.record["recover"]["kept"] is False
+    assert result.record["search"][0]["tune"] == plain.record["search"][0]["tune"]
+    assert any("lost on the tune split" in text for text in result.record["warnings"])
+    assert "not kept" in (recovery_sentence(validate(result.record)) or "")
+
+
 def test_smaller_batches_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 

@@ -158,6 +158,8 @@ class Recovered(Part):
     best_step: Count
     seconds: float
     tune: dict[Literal["before", "after"], Tuned]
+    kept: bool = True
+    """False where the tune split's answers became worse: the network is the one from before the recovery."""
     stopped: str | None = None
 
 

@@ -203,7 +203,8 @@ def recovery_sentence(record: Record) -> str | None:
     went = " -> ".join("-" if figure is None else f"{figure:.2f}" for figure in figures)
     nearer = f"{plain(found.measure)} {number(found.before)} -> {number(found.after)}"
     took = f"{found.steps:,} steps, {found.epochs:g} epochs of {found.samples:,} inputs, {duration(found.seconds)}"
-    return f"Recovered by distillation, without labels: tune {metric} {went}, {nearer}; {took}"
+    what = "Recovered by distillation, without labels" if found.kept else "Recovery did not help and was not kept"
+    return f"{what}: tune {metric} {went}, {nearer}; {took}"
 
 
 def clocked_sentence(record: Record) -> str | None:
