@@ -112,8 +112,8 @@ class Clock:
     def corrected(self, allocator: Allocator, asked: float) -> tuple[float, dict[str, Any]]:
         """The share to plan for so that the *measured* ratio is `asked`, and what was tried on the way.
 
-        The target is scaled by how far the last measurement was off, at most CORRECTIONS times; of the plans tried
-        the nearest counts. Raises UsageError where even the smallest network is predicted to take longer.
+        Where a measurement is off by more than NEAR, and its whole interval is off, the target is scaled by as much,
+        at most CORRECTIONS times; of the plans tried the nearest counts. Raises UsageError where even the smallest network is predicted to take longer.
         """
         if self.known is not None:
             return self.known["target"], dict(self.known)
@@ -132,8 +132,8 @@ class Clock:
                     "interval": list(file.interval),
                 }
             )  # fmt: skip
-            if abs(file.ratio / asked - 1) <= NEAR:
-                break
+            if abs(file.ratio / asked - 1) <= NEAR or file.interval[0] <= asked <= file.interval[1]:
+                break  # correcting what may be noise would only make it worse
             share = min(1.0, max(share * asked / file.ratio, least))
         best = min(tried, key=lambda one: abs(one["measured"] / asked - 1))
         return best["target"], {
