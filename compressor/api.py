@@ -18,6 +18,7 @@ from compressor.options import Options, parse_align, parse_keep, parse_recover
 from compressor.outcome import Outcome
 from compressor.recording import assemble
 from compressor.records import Verdict
+from compressor.sources.consent import trusting
 from compressor.sources.data import data_of
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent
@@ -122,19 +123,25 @@ def verify(
     *,
     factory: Callable[..., nn.Module] | None = None,
     original: nn.Module | None = None,
+    trust_source: bool = False,
 ) -> Verdict:
     """Judge a bundle again, on `data`, against its original; asks what its record asked (drop, confidence, metric).
 
     `original` is the network with its trained weights; without it it is loaded from what the record names. Raises
-    SourceError where that, or a file of the bundle, is not what it was.
+    SourceError where that, or a file of the bundle, is not what it was. `trust_source` as in `load`.
     """
-    return verify_bundle(Path(folder), data, factory=factory, original=original).verdict
+    with trusting(trust_source):
+        return verify_bundle(Path(folder), data, factory=factory, original=original).verdict
 
 
-def load(folder: str | Path, factory: Callable[..., nn.Module] | None = None) -> nn.Module:
+def load(
+    folder: str | Path, factory: Callable[..., nn.Module] | None = None, *, trust_source: bool = False
+) -> nn.Module:
     """The compressed network of a bundle, in eval mode on the CPU; nothing in it is unpickled.
 
     `factory` builds the original's architecture where its source cannot be found, or where the network was handed
-    over in Python. Raises SourceError for a damaged bundle, or one that does not fit what the factory builds.
+    over in Python. Python code that only the bundle names does not run: SourceError, unless this user compressed it
+    here, or `trust_source`. Raises SourceError for a damaged bundle, or one that does not fit what the factory builds.
     """
-    return open_bundle(folder, factory)
+    with trusting(trust_source):
+        return open_bundle(folder, factory)

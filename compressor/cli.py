@@ -21,6 +21,7 @@ from rich.console import Console
 
 from compressor.errors import CompressorError, UsageError
 from compressor.launch import launched
+from compressor.sources.consent import trusting
 
 app = typer.Typer(
     name="compressor", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
@@ -74,6 +75,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or
 Force = Annotated[bool, typer.Option("--force", help="replace an earlier result in this folder")]
 KeepFailed = Annotated[bool, typer.Option("--keep-failed", help="export even if the verdict failed")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]
+Trust = Annotated[
+    bool, typer.Option("--trust-source", help="run Python code that only the bundle or record names; shows its sha256")
+]
 Shape = Annotated[str | None, typer.Option("--input", metavar="1,28,28", help="a sample's shape, without the batch")]
 
 
@@ -107,7 +111,7 @@ def compress(
     confidence: Confidence = 0.95, keep: Keep = None, exact: Exact = False, align: Align = "auto",
     recover: Recover = None, unlabelled: Unlabelled = None,
     device: Device = "auto", seed: Seed = 0, resume: Resume = False, force: Force = False,
-    keep_failed: KeepFailed = False, as_json: Json = False,
+    keep_failed: KeepFailed = False, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make a network smaller, judge it, and write the bundle, the ONNX file and the report."""
     from compressor.jobs import Job
@@ -173,7 +177,7 @@ def _capacity(content: Any, base: Path, out: str, resume: bool, force: bool, as_
 @app.command()
 def analyze(
     model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None, device: Device = "auto", seed: Seed = 0,
-    resume: Resume = False, force: Force = False, as_json: Json = False,
+    resume: Resume = False, force: Force = False, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Find removable and repeated units; nothing is changed."""
     from compressor.jobs import Job
@@ -194,6 +198,7 @@ def frontier(
     max_drop: MaxDrop = 0.5, confidence: Confidence = 0.95, align: Align = "auto", recover: Recover = None,
     unlabelled: Unlabelled = None, device: Device = "auto", seed: Seed = 0, resume: Resume = False,
     force: Force = False, keep_failed: KeepFailed = False, as_json: Json = False,
+    trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make networks of several sizes from one analysis, judge them together, and draw size against accuracy."""
     from compressor.frontier.folder import run
@@ -217,7 +222,10 @@ def frontier(
 
 
 @app.command()
-def inspect(model: Model, shape: Shape = None, checkpoint: Checkpoint = None, as_json: Json = False) -> None:
+def inspect(
+    model: Model, shape: Shape = None, checkpoint: Checkpoint = None, as_json: Json = False,
+    trust_source: Trust = False,
+) -> None:  # fmt: skip
     """Show units, groups, and what is frozen and why; needs a shape, no data."""
     from compressor.analysis import inspect_model
     from compressor.report.views import inspect_view
@@ -231,7 +239,7 @@ def verify(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a bundle folder")], data: DataOption,
     checkpoint: Checkpoint = None,
     seed: Annotated[int | None, typer.Option("--seed", help="how DATA is cut (default: as in the run)")] = None,
-    as_json: Json = False,
+    as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Judge a bundle and its ONNX file against the original again, on the judge part of DATA."""
     from compressor.report.judged import verify_view
@@ -248,7 +256,7 @@ def verify(
 def replay(
     record: Annotated[str, typer.Argument(metavar="RECORD", help="a record.json, or the folder that it lies in")],
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="keep the second result there")] = None,
-    as_json: Json = False,
+    as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Do again what a record says, and tell whether the result is the same (exit code 1 if it is not)."""
     from compressor.progress import shown
@@ -265,7 +273,7 @@ def replay(
 def export(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a bundle folder")],
     kind: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
-    shape: Shape = None, as_json: Json = False,
+    shape: Shape = None, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Write the bundle's network again as one ONNX file, compared with it at several batch sizes."""
     from compressor.analysis import export_bundle
@@ -318,7 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors become one message on standard error and an exit code (0 to 4, see the README)."""
     _given[:] = sys.argv[1:] if arguments is None else arguments
     try:
-        with _stoppable(), launched(next(iter(_given), None)):
+        with _stoppable(), launched(next(iter(_given), None)), trusting("--trust-source" in _given, _tell):
             code = app(list(_given), prog_name="compressor", standalone_mode=False)
     except _Stopped as stopped:
         again = "repeat the same command with --resume." if {"--out", "run"} & set(_given) else "repeat the command."
@@ -342,6 +350,10 @@ def _fail(error: CompressorError, kind: str, words: str, code: int) -> NoReturn:
         typer.echo(json.dumps({"error": plain}, indent=2))
     typer.echo(words, err=True)
     sys.exit(code)
+
+
+def _tell(code: str) -> None:
+    typer.echo(f"Runs the code that you trusted: {code}", err=True)
 
 
 def _help() -> str:

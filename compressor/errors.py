@@ -12,6 +12,7 @@ class CompressorError(Exception):
     exit_code = 3
 
     def __init__(self, where: str, got: str, expected: str, next_step: str) -> None:
+        where, got, expected, next_step = (_printable(part) for part in (where, got, expected, next_step))
         self.where, self.got, self.expected, self.next_step = where, got, expected, next_step
         super().__init__(f"{where}: got {got}; expected {expected}. Next: {next_step}")
 
@@ -32,3 +33,10 @@ class ModelError(CompressorError):
 
 class DataError(CompressorError):
     """The data was found but cannot be worked with: empty, wrong shapes, labels out of range (exit 3)."""
+
+
+def _printable(text: str) -> str:
+    """Names come from files: control characters (which command a terminal) and lone surrogates are shown escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\u00a0" else c.encode("unicode_escape").decode() for c in text)

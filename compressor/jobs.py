@@ -73,7 +73,7 @@ def _finished(claim: Claim, job: Job) -> Record | None:
     if not same_request(claim, job) or not (claim.path / RECORD).is_file():
         return None
     found = read_record(claim.path / RECORD)
-    known = (found.model_extra or {}).get("files") or {}
+    known = found.files
     return found if hashes(claim.path) == known else None
 
 

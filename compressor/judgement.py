@@ -19,6 +19,7 @@ from compressor.verify import judge as judging
 from compressor.verify.accuracy import Outputs, hits, outputs_of
 from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import before_work, training_data_warning
+from compressor.verify.near_copies import near_copies_warning
 from compressor.workbench import Bench, Start
 
 
@@ -60,6 +61,7 @@ def judge_candidates(bench: Bench, candidates: Sequence[Candidate[Made]]) -> Out
     start, outcome, tried = bench.start, bench.outcome, bench.builder.tried
     certified(bench, candidates)
     warn_before(outcome, start)
+    warn_of_copies(outcome, start)
     outcome.search = [search_row(made, tuned, outcome.original_size, bench.before) for made, tuned in tried]
     order = [made for made, _ in tried]
     with timed(start.seconds, "verdict"):
@@ -137,6 +139,16 @@ def verdict_of(before: Outputs, after: Outputs, options: Options) -> Verdict:
 def warn_before(outcome: Outcome, start: Start) -> None:
     """A warning where the judge split is too small to pass anything."""
     warning = before_work(len(start.data.judge), start.options.confidence, start.options.max_drop)
+    if warning is not None:
+        outcome.warnings.append(warning)
+
+
+def warn_of_copies(outcome: Outcome, start: Start) -> None:
+    """A warning where other splits hold what is nearly a judge sample; equal inputs were refused on loading."""
+    data = start.data
+    others = {"calibrate": data.calibrate, "tune": data.tune}
+    with timed(start.seconds, "near_copies"):
+        warning = near_copies_warning(data.judge, others if data.train is None else {**others, "train": data.train})
     if warning is not None:
         outcome.warnings.append(warning)
 

@@ -17,8 +17,8 @@ from compressor.training.initial import Initialisation
 from compressor.training.loop import TrainOptions
 from compressor.training.schedules import Optimizer, Schedule
 
-SIZE_LIMIT = 1_000_000
-"""Bytes of a recipe at most."""
+SIZE_LIMIT, DEPTH_LIMIT = 200_000, 12
+"""Bytes of a recipe, and levels of its nesting, at most."""
 
 _FOLDERS = (Path(__file__).parent / "_recipes", Path(__file__).parent.parent / "recipes")
 """Where shipped recipes lie: in the wheel, and in the source tree."""
@@ -74,7 +74,7 @@ class CompressSection(Section):
     )
     unlabelled: str | None = Field(default=None, description="DATA whose inputs recovery trains on too")
     device: str = "auto"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class CompareSection(Section):
@@ -188,7 +188,7 @@ def parse_recipe(text: str | bytes, where: str) -> Recipe:
     """The recipe in a YAML text; `where` names it in messages. UsageError for anything wrong."""
     try:
         content = yaml.load(text, Loader=_PlainLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         words = " ".join(str(error).split())[:200]
         raise UsageError(f"recipe {where}", words, "YAML", "repair the line named.") from error
     if not isinstance(content, Mapping):
@@ -216,19 +216,29 @@ def recipe_schema() -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases (a few of them can unfold to gigabytes) and without repeated keys."""
+    """Safe YAML without aliases (a few of them can unfold to gigabytes), deep nesting and repeated keys."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        line = self.peek_event().start_mark.line + 1
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"an alias (*name) in line {self.peek_event().start_mark.line + 1}")
-        return super().compose_node(parent, index)
+            raise yaml.YAMLError(f"an alias (*name) in line {line}")
+        if self.depth >= DEPTH_LIMIT:
+            raise yaml.YAMLError(f"a recursion of more than {DEPTH_LIMIT} levels in line {line}")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
+        seen: set[str] = set()
         for key, _ in node.value:
-            if names.count(key.value) > 1:
+            if isinstance(key.value, str) and key.value in seen:
                 line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key.value!r} more than once (line {line})")
+                raise yaml.YAMLError(f"the key {key.value[:80]!r} more than once (line {line})")
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -258,7 +268,10 @@ def _refused(error: ValidationError, where: str) -> UsageError:
         return UsageError(f"recipe {where}: {place}", f"an unknown key{more}", f"one of {', '.join(known)}", hint)
     if problem["type"] == "missing":
         return UsageError(f"recipe {where}: {place}", f"nothing{more}", "a value", f"add `{place}: ...`.")
-    got = f"{problem['input']!r}"[:80]
+    try:
+        got = f"{problem['input']!r}"[:80]
+    except ValueError:  # Python writes no number of thousands of digits
+        got = "a number of thousands of digits"
     return UsageError(
         f"recipe {where}: {place}",
         f"{got}{more}",

@@ -20,6 +20,7 @@ from compressor.jobs import Job, run
 from compressor.options import Options, parse_align, parse_keep, parse_recover
 from compressor.report.record import read_record
 from compressor.sources.checkpoint import file_sha256
+from compressor.sources.consent import refuse_unknown_spec
 from compressor.stages import Report, silent
 from compressor.training.budget import Budget
 from compressor.training.loop import TrainOptions
@@ -61,14 +62,17 @@ def replay(record: str | Path, out: str | Path | None = None, report: Report = s
     """Do again what `record` (a record.json, or the folder it lies in) says, and compare.
 
     With `out` the second result stays there. The number of threads, and widths aligned to a measured block, are taken
-    from the record. Raises SourceError where the record, or a file it was made from, is not there or has changed, and
-    UsageError for a record that was made from Python objects: those cannot be found again.
+    from the record. Raises SourceError where the record, or a file it was made from, is not there or has changed, or
+    where it names code that this user has not named (see `sources.consent`), and UsageError for a record that was made
+    from Python objects: those cannot be found again.
     """
     path = Path(record)
     path = path / RECORD if path.is_dir() else path
     old = read_record(path).model_dump(mode="json")
     job = job_of(old)
     _refuse_changes(old)
+    for spec in (job.model, job.data, job.unlabelled):
+        refuse_unknown_spec(spec or "", f"record '{path}'", job.base)
     with _threads(old["threads"]), _folder(out) as folder:
         new = run(job, folder, report=report).model_dump(mode="json")
         clean_partial(folder)
@@ -90,6 +94,16 @@ def job_of(record: Mapping[str, Any]) -> Job:
             "record", "a run on objects that were handed over in Python", "a run of the command line or of a recipe",
             "repeat the call in Python with the same arguments.",
         )  # fmt: skip
+    try:
+        return _job(record, asked)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(
+            "record, request", f"{type(error).__name__}: {error}", "a request as `compressor compress` writes it",
+            "get the record again from where it was made.",
+        ) from error  # fmt: skip
+
+
+def _job(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Job:
     options = dict(record["options"])
     known = {field.name for field in dataclasses.fields(Options)}
     chosen = {name: value for name, value in options.items() if name in known}
@@ -170,7 +184,9 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int | None) -> Iterator[None]:
+    if count is None or not 1 <= count <= 4096:
+        raise SourceError("record, threads", str(count), "a number of threads", "get the record again.")
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

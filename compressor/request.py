@@ -15,8 +15,9 @@ from compressor.export.files import OUTPUTS, Claim, claim_folder, to_json, write
 from compressor.observe import from_first, in_turn, only_first, processes
 from compressor.options import Options, Sizes
 from compressor.sources.checkpoint import file_sha256, weights_sha256
+from compressor.sources.consent import remember
 from compressor.sources.data import Data, load_data, load_unlabelled, with_unlabelled
-from compressor.sources.factories import split_query
+from compressor.sources.factories import find_factory, split_query
 from compressor.sources.models import LoadedModel, load_model
 from compressor.stages import NOTE, Report
 from compressor.training.loop import TrainOptions
@@ -143,7 +144,15 @@ def loaded(job: Job, folder: Path, report: Report) -> tuple[Data, LoadedModel]:
             report(f"{NOTE}Before work: {decidable(len(data.judge), job.options.confidence)}", 1.0)
         model = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
     _refuse_differences(model.model, data)
+    only_first(lambda: _remember_code(job))
     return data, model
+
+
+def _remember_code(job: Job) -> None:
+    """The user named this code: `verify` and `replay` of the result need no consent for it."""
+    for spec in (job.model, job.data, job.unlabelled):
+        head, arguments = split_query(spec or "")
+        remember(find_factory(head, job.base), arguments)
 
 
 def begin(job: Job, claim: Claim, clear: Callable[[bool], None]) -> None:

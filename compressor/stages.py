@@ -127,10 +127,11 @@ class Workshop:
                     progress=step,
                 )
                 return
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or size == 1:
                     raise
                 size = max(1, size // 2)
+                report(f"{NOTE}Memory ran out: going on with batches of {size} samples", 0.0)
 
     def paths(self, measure: str, report: Report = silent) -> list[Path]:
         """One path per cluster, cheapest loss per saved `measure` first."""

@@ -17,6 +17,7 @@ from compressor.export.session import OnnxModel
 from compressor.records import Verdict
 from compressor.report.record import Record, VerdictPart, read_record
 from compressor.sources.checkpoint import file_sha256
+from compressor.sources.consent import refuse_unknown_spec
 from compressor.sources.models import load_model
 from compressor.sources.samples import Samples, as_samples
 from compressor.verify.accuracy import Outputs, outputs_of
@@ -151,7 +152,9 @@ def original_of(folder: Path, record: Record, checkpoint: str | Path | None = No
                 f"checkpoint {weights}", f"sha256 {found[:12]}...", f"{str(known)[:12]}..., as when it was compressed",
                 "give the original's file with --checkpoint.",
             )  # fmt: skip
-    return load_model(_anywhere(record.source), weights, seed=record.seed, load_bundle=open_bundle).model
+    spec = _anywhere(record.source)
+    refuse_unknown_spec(spec, f"record of '{folder}', source")
+    return load_model(spec, weights, seed=record.seed, load_bundle=open_bundle).model
 
 
 def _anywhere(source: Mapping[str, Any]) -> str:
@@ -165,7 +168,7 @@ def _anywhere(source: Mapping[str, Any]) -> str:
 
 
 def _refuse_changed_files(folder: Path, record: Record) -> tuple[str, ...]:
-    known = (record.model_extra or {}).get("files") or {}
+    known = record.files
     for name, sha256 in known.items():
         path = folder / Path(name).name
         found = file_sha256(path) if path.is_file() else None

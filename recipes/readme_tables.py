@@ -9,7 +9,10 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
-NAMES = ("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity")
+NAMES = (
+    *("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity"),
+    *("trust", "verdict_rates"),
+)
 
 
 def strength(content: dict[str, Any]) -> str:
@@ -165,6 +168,54 @@ def capacity(contents: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def trust(content: dict[str, Any]) -> str:
+    """Attacks tried and stopped, inputs of the fuzzed parsers, kills survived."""
+    lines = ["| what | tried | as it must be |", "|---|---|---|"]
+    attacks = content.get("attacks")
+    if attacks:
+        kinds = ", ".join(f"{name} {found['tried']}" for name, found in attacks["families"].items())
+        lines.append(f"| hostile files ({kinds}) | {attacks['tried']} | {attacks['stopped']} stopped |")
+    if content.get("fuzzed"):
+        fuzzed = content["fuzzed"]
+        inputs = sum(row["inputs"] for row in fuzzed.values())
+        sound = sum("error" not in row for row in fuzzed.values())
+        lines.append(f"| inputs to {len(fuzzed)} parsers ({', '.join(fuzzed)}) | {inputs:,} | {sound} parsers sound |")
+    if content.get("kills"):
+        kills = content["kills"]
+        lines.append(f"| kill -9 at random moments | {kills['tried']} | {kills['survived']} survived and resumed |")
+    return "\n".join(lines)
+
+
+def verdict_rates(content: dict[str, Any]) -> str:
+    """How often a network that loses exactly what is allowed was passed: the worst setting of each kind."""
+    lines = [
+        "| pairs of networks | settings | confidence | promised | worst measured | worst exact | where the worst |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    kinds = {"settings": "one pair", "sequences": "search over five", "maps": "maps (betting bound)"}
+    for part, words in kinds.items():
+        rows = content.get(part, [])
+        for confidence in sorted({row["confidence"] for row in rows}):
+            mine = [row for row in rows if row["confidence"] == confidence]
+            worst = max(mine, key=lambda row: row["rate"])
+            low, high = worst["interval"]
+            rate = f"{100 * worst['rate']:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+            exact = max((row["exact"] for row in mine if "exact" in row), default=None)
+            setting = f"{worst.get('truth') or worst.get('candidates')}, {worst['samples']:,} samples"
+            lines.append(
+                f"| {words} | {len(mine)} | {100 * confidence:g} % | {100 * worst['promised']:g} % | {rate} | "
+                f"{'' if exact is None else f'{100 * exact:.2f} %'} | {setting} |"
+            )
+    copies = content.get("near_copies", [])
+    if copies:
+        lines += ["", "| near-copies of calibration images in the judge split | data | noticed | warned |"]
+        lines.append("|---|---|---|---|")
+        for row in copies:
+            warned = "yes" if row["warned"] else "no"
+            lines.append(f"| {row['copies']} | {row['data']} | {100 * row['noticed']:.1f} % | {warned} |")
+    return "\n".join(lines)
+
+
 def table(name: str) -> str:
     """One table, or a line that says that it has not been measured."""
     if name == "compare":
@@ -184,6 +235,8 @@ def table(name: str) -> str:
         "latency": latency,
         "costs": costs,
         "capacity_costs": capacity_costs,
+        "trust": trust,
+        "verdict_rates": verdict_rates,
     }[name]
     return write(json.loads(path.read_text()))
 

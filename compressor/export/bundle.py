@@ -28,6 +28,7 @@ from compressor.export.manifest import MANIFEST, WEIGHTS, Manifest, Weights, rea
 from compressor.export.widths import compare, different, rebuild, resized, tensors
 from compressor.records import SCHEMA_VERSION
 from compressor.sources.accept import same_random_state
+from compressor.sources.consent import refuse_unknown_code
 from compressor.sources.models import Source
 
 SourceLoader = Callable[[dict[str, Any]], nn.Module]
@@ -35,7 +36,10 @@ SourceLoader = Callable[[dict[str, Any]], nn.Module]
 
 
 def build_source(plain: dict[str, Any]) -> nn.Module:
-    """The default SourceLoader: see `compressor.sources.models.Source`. SourceError for a faulty one."""
+    """The default SourceLoader: see `compressor.sources.models.Source`.
+
+    SourceError for a faulty one, and for Python code that the user has neither named nor consented to.
+    """
     known = {field.name for field in fields(Source)}
     try:
         if not plain.keys() <= known:
@@ -48,6 +52,7 @@ def build_source(plain: dict[str, Any]) -> nn.Module:
             "spec, kind, place, name, arguments and sha256",
             "call load(DIR, factory=callable) with the function that builds the original.",
         ) from None
+    refuse_unknown_code(plain, "manifest, source")
     return source.rebuild()
 
 

@@ -6,6 +6,7 @@ first, every round times every file in a random order, and only times of the sam
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from compressor.export.session import TYPES, OnnxModel
 __all__ = ["Block", "FileLatency", "LatencyComparison", "compare_latency", "measured_block"]
 
 CONFIDENCE = 0.95
+MOST_NUMBERS = 2**28
+"""Of an input that is made to time a file on."""
 
 _RESAMPLES = 2000
 _LEAST_ROUNDS, _MOST_ROUNDS = 10, 500
@@ -193,6 +196,11 @@ def _feeds(models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
                 "give the inputs to time on.",
             )
         size = tuple(sizes) if len(sizes) == len(shape) else (batch, *sizes)
+        if not 0 < math.prod(size) <= MOST_NUMBERS:
+            raise SourceError(
+                f"'{models[0].path}'", f"input '{name}' of shape {list(size)}", f"1 to {MOST_NUMBERS:,} numbers",
+                "use a smaller batch, or check the file.",
+            )  # fmt: skip
         floats = np.issubdtype(TYPES[kind], np.floating)
         value = generator.standard_normal(size) if floats else generator.integers(0, 2, size)
         values.append(value.astype(TYPES[kind]))

@@ -63,7 +63,7 @@ def _finished(claim: Claim, job: Job) -> FrontierRecord | None:
         folder = claim.path / point.folder
         if not (folder / RECORD).is_file():
             return None
-        if hashes(folder) != ((read_record(folder / RECORD).model_extra or {}).get("files") or {}):
+        if hashes(folder) != read_record(folder / RECORD).files:
             return None
     return found
 

@@ -306,6 +306,8 @@ class Record(Part):
     warnings: list[str] = []
     options: Plain = {}
     recipe: Plain | None = None
+    request: Plain | None = None
+    files: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _complete(self) -> Record:

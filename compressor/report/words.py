@@ -113,7 +113,9 @@ def facts(record: Record) -> list[str]:
     if verdict is None:
         return said
     said += changed_outputs(verdict) if verdict.metric == "outputs" else compared(verdict)
-    if verdict.value == "undecided":
+    if verdict.details.get("doubt"):
+        said.append(plain(str(verdict.details["doubt"])))
+    elif verdict.value == "undecided":
         said.append("too few samples to tell")
     if not record.exported:
         said.append("nothing exported")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import DataError, SourceError, UsageError
+from compressor.sources.consent import named_by_user
 from compressor.sources.factories import Argument, find_factory, meant, split_query
 from compressor.sources.named import NAMED, image_folder
 from compressor.sources.samples import Samples, as_samples, joined
@@ -46,6 +47,7 @@ def _found(spec: str, base: Path | None, transform: Callable[[Any], Any] | None)
     factory = find_factory(head, base)
     if factory is None:
         raise _no_such_data(spec, head)
+    named_by_user(factory, arguments)
     return factory.call(arguments)
 
 

@@ -114,9 +114,11 @@ def meant(word: str, known: list[str]) -> str:
 def _literal(text: str) -> Argument:
     if text.lower() in ("none", "true", "false"):
         return {"none": None, "true": True, "false": False}[text.lower()]
+    if len(text) > 1000:  # a word; numbers are shorter
+        return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     return value if isinstance(value, int | float | str) else text
 

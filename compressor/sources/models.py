@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import nn
 from compressor.errors import ModelError, SourceError, UsageError
 from compressor.sources.accept import same_random_state
 from compressor.sources.checkpoint import apply_state, file_sha256, load_state
+from compressor.sources.consent import named_by_user
 from compressor.sources.factories import Argument, Factory, find_factory, meant, split_query
 from compressor.sources.network import impatient
 
@@ -24,6 +26,9 @@ _WHEN_PRETRAINED: Mapping[str, dict[str, Argument]] = {
     "inception_v3": {"transform_input": True},
 }
 """What torchvision's builders set aside when they load weights, and an empty rebuild has to repeat."""
+
+MOST_PARAMETERS = 2**30
+"""Of a torchvision network that a bundle names (the largest one has 0.65 billion)."""
 
 Kind = Literal["torchvision", "file", "package", "bundle"]
 
@@ -59,8 +64,7 @@ class Source:
             if factory is not None:
                 return _checked_module(factory(**self.arguments), self.spec)
             if self.kind == "torchvision":
-                kwargs = _plain_arguments(self.place, self.arguments, draw=False)
-                return _torchvision_builder(self.place)(**kwargs).eval()
+                return _empty_torchvision(self.place, self.arguments)
             if self.kind == "bundle":
                 raise UsageError(self.spec, "a bundle", "a source of code", "load the bundle itself.")
             self._refuse_changed_file()
@@ -203,6 +207,26 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
     return torchvision.models.get_model_builder(name)
 
 
+def _empty_torchvision(name: str, arguments: Mapping[str, Argument]) -> nn.Module:
+    """A network of torchvision without trained weights; measured before memory is taken for it. SourceError."""
+    builder, kwargs = _torchvision_builder(name), _plain_arguments(name, arguments, draw=False)
+    where = f"model 'torchvision:{name}'"
+    try:
+        if {"weights", "weights_backbone", "progress"} & set(arguments):
+            raise ValueError("weights among the arguments that shape the network")
+        with suppress(NotImplementedError), torch.device("meta"):  # some builders compute widths with tensors
+            size = sum(p.numel() for p in builder(**kwargs).parameters())
+            if size > MOST_PARAMETERS:
+                raise ValueError(f"{size:,} parameters")
+        return builder(**kwargs).eval()
+    except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, LookupError, MemoryError) as error:
+        said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise SourceError(
+            where, f"{' '.join(str(error).split())[:200]} (arguments {said[:200]})",
+            "arguments that torchvision's builder accepts", "get the bundle again from where it was made.",
+        ) from error  # fmt: skip
+
+
 def _plain_arguments(name: str, arguments: Mapping[str, Argument], draw: bool) -> dict[str, Any]:
     """For a builder without weights; two of them warn unless told whether to draw initial weights."""
     return {"weights": None, **arguments, **({"init_weights": draw} if name in _WHEN_PRETRAINED else {})}
@@ -221,6 +245,7 @@ def _from_factory(
     factory = find_factory(head, base)
     if factory is None:
         raise _not_a_model(spec, head, base)
+    named_by_user(factory, arguments)
     model = _checked_module(factory.call(arguments), spec)
     kind: Kind = "file" if factory.is_file else "package"
     source = Source(spec, kind, factory.place, factory.name, arguments, factory.sha256)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,9 @@ HELD_OUT = 5_000
 
 IMAGE_LIMIT = 20_000
 """Images that are taken from one folder at most, chosen by a hash of their paths."""
+
+_IDX_LIMIT = 2**28
+"""Bytes of an IDX file behind its header at most."""
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _CIFAR_MEAN, _CIFAR_DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -175,16 +180,17 @@ def _idx(path: Path, header: int) -> np.ndarray:
     """The bytes of a gzipped IDX file behind its header, which must say how many there are."""
     try:
         with gzip.open(path) as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
+            content = file.read(header)
+            count = math.prod(int(size) for size in np.frombuffer(content[4:], ">u4"))
+            content += file.read(min(count, _IDX_LIMIT) + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise SourceError(
             f"data file {path}",
             f"{type(error).__name__}: {error}",
             "the four .gz files of Fashion-MNIST in one folder",
             "apt install dataset-fashion-mnist, or set FASHION_MNIST to their folder.",
         ) from error
-    sizes = np.frombuffer(content[4:header], ">u4")
-    if len(content) != header + int(np.prod(sizes, dtype=np.int64)):
+    if len(content) != header + count:
         raise SourceError(f"data file {path}", f"{len(content)} bytes", "an IDX file as its header says", "reinstall.")
     return np.frombuffer(content, np.uint8, offset=header)
 

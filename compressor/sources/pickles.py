@@ -6,8 +6,11 @@ import argparse
 import io
 import pickle
 import pickletools
+import struct
+import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -24,18 +27,39 @@ _HARMLESS = [argparse.Namespace, np.dtype, np.ndarray, *_NUMBER_TYPES]
 """Bookkeeping that training scripts leave beside the weights; none of it can run code."""
 
 _SHOWN = 4
+_PICKLE_LIMIT = 64 * 1024**2
+"""Bytes of a pickle that are searched for the names in it."""
+_FAULTS = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError),
+    *(ArithmeticError, AssertionError, MemoryError, NotImplementedError, struct.error, tarfile.TarError),
+)
+"""What torch's reader raises for files that lie."""
 
 
 def read_torch(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU. SourceError for damaged files, code in pickles, whole modules."""
+    _refuse_bomb(path)
     try:
         with torch.serialization.safe_globals([*_HARMLESS, *_numpy_helpers()]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols; the outcome says more
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused_pickle(path, error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except _FAULTS as error:
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    """SourceError for an archive that would unfold to far more than its own size; torch.save does not compress."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise damaged(path, str(error)) from error
+    if whole > 4 * path.stat().st_size + _PICKLE_LIMIT:
+        raise damaged(path, f"an archive that says it unfolds to {whole} bytes")
 
 
 def _numpy_helpers() -> list[Any]:
@@ -66,15 +90,20 @@ def _refused_pickle(path: Path, error: pickle.UnpicklingError) -> SourceError:
 
 def _global_names(path: Path) -> set[str]:
     """Every `module.name` that the pickle would import, read without importing anything."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            texts = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
-    else:
-        texts = [path.read_bytes()]
+    texts: list[bytes] = []
+    with suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, zlib.error):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for name in [name for name in archive.namelist() if name.endswith(".pkl")][:4]:
+                    with archive.open(name) as file:
+                        texts.append(file.read(_PICKLE_LIMIT))
+        else:
+            with path.open("rb") as file:
+                texts.append(file.read(_PICKLE_LIMIT))
     found: set[str] = set()
     for text in texts:
         stream = io.BytesIO(text)
-        with suppress(ValueError, EOFError, IndexError):
+        with suppress(ValueError, EOFError, IndexError, struct.error, MemoryError, OverflowError):
             while stream.tell() < len(text):  # the older format is several pickles in a row
                 found |= _imports_of(stream)
     return found
@@ -114,4 +143,4 @@ def damaged(path: Path, words: str) -> SourceError:
 def first_of(keys: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + more
+    return ", ".join(key if len(key) <= 100 else f"{key[:97]}..." for key in keys[:_SHOWN]) + more

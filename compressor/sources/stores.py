@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.errors import DataError
+from compressor.errors import CompressorError, DataError
 from compressor.sources.trees import Tree, join, map_leaves, named_leaves, tree_bytes
 
 READ_LIMIT = 4 * 1024**3
@@ -74,7 +74,9 @@ class DatasetStore:
     def _one(self, place: int) -> tuple[Tree, Any]:
         try:
             sample = self.dataset[place]
-        except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        except CompressorError:
+            raise
+        except Exception as error:  # of the user's dataset, or of what decodes its files
             raise DataError(
                 f"dataset {type(self.dataset).__name__}, sample {place}",
                 f"{type(error).__name__}: {error}",

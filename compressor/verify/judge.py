@@ -21,6 +21,7 @@ from compressor.algebra.intervals import (
 from compressor.errors import DataError, UsageError
 from compressor.records import Verdict, VerdictValue
 from compressor.verify.accuracy import Outputs, checked_labels, class_scores, hits
+from compressor.verify.doubts import doubt
 from compressor.verify.fidelity import fidelity, same_shape
 
 Metric = Literal["accuracy", "agreement"]
@@ -45,14 +46,16 @@ def judge(
     The interval is made of two one-sided bounds, each at `confidence` and valid at every number of samples:
     *passed* where the lower one is at least -allowed, *failed* where the upper one is below -allowed, else
     *undecided*. "agreement" needs no labels: the original scores 100 by definition. Scores between 0 and 1
-    (segmentation maps) are bounded by betting in the order of `keys`, the samples' hashes.
+    (segmentation maps) are bounded by betting in the order of `keys`, the samples' hashes. What `doubts.doubt` says
+    against a comparison of accuracies takes the place of "passed" (`details["doubt"]`).
 
     Raises DataError for labels that are missing or do not fit, ModelError where shapes differ, UsageError for
     `allowed` outside [0, 100) or a confidence outside [0.5, 1).
     """
     check_confidence(confidence)
     _check_allowed(allowed)
-    before, after = _scores(original, compressed, labels, metric)
+    truth = _truth(original, labels) if metric == "accuracy" else None
+    before, after = _scores(original, compressed, truth, metric)
     losses, gains, n = int((after < before).sum()), int((after > before).sum()), len(before)
     details: dict[str, object] = {"losses": losses, "gains": gains}
     if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
@@ -66,8 +69,12 @@ def judge(
     details["smallest_decidable_drop"] = 100 * smallest_decidable_drop(n, confidence)
     if isinstance(original, Outputs):
         details["judged"] = original.judged
+    value = _value(100 * lower, 100 * upper, allowed)
+    against = doubt(*same_shape(original, compressed), truth) if value == "passed" and truth is not None else None
+    if against is not None:
+        value, details["doubt"] = against
     return Verdict(
-        value=_value(100 * lower, 100 * upper, allowed),
+        value=value,
         metric=metric,
         original=100 * float(before.mean()),
         compressed=100 * float(after.mean()),
@@ -184,15 +191,20 @@ def _check_allowed(allowed: float) -> None:
 
 
 def _scores(
-    original: Outputs | Tensor, compressed: Outputs | Tensor, labels: Tensor | None, metric: Metric
+    original: Outputs | Tensor, compressed: Outputs | Tensor, truth: Tensor | None, metric: Metric
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per-sample scores in [0, 1] of both networks, (n,) float64."""
     before, after = same_shape(original, compressed)
     if metric == "agreement":
         answers = class_scores(before).argmax(1)
         return np.ones(len(before)), hits(after, answers).numpy()
-    if metric != "accuracy":
+    if metric != "accuracy" or truth is None:
         raise UsageError("metric", repr(metric), "'accuracy' or 'agreement'", "choose one of them")
+    return hits(before, truth).numpy(), hits(after, truth).numpy()
+
+
+def _truth(original: Outputs | Tensor, labels: Tensor | None) -> Tensor:
+    """The class numbers that accuracy is measured by. DataError where there are none, or others."""
     if labels is None and isinstance(original, Outputs):
         labels = original.labels
     if labels is None:
@@ -202,8 +214,7 @@ def _scores(
             "a label for every sample, to judge accuracy",
             "give labelled judge data, or judge agreement with the original instead",
         )
-    truth = checked_labels(labels, before)
-    return hits(before, truth).numpy(), hits(after, truth).numpy()
+    return checked_labels(labels, original.logits if isinstance(original, Outputs) else original)
 
 
 def _rounding_level(outputs: Outputs | Tensor) -> float:

@@ -1,0 +1,133 @@
+"""ONNX files and pictures that lie: data in other places, shapes of petabytes, files of another kind."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+from corpus import added, attack
+from onnx import TensorProto, helper
+from runs import project
+
+FLOAT = TensorProto.FLOAT
+
+
+def _model(
+    shape: list[Any], nodes: list[Any], initializers: list[Any], out: list[Any] | None = None
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", FLOAT, shape)],
+        [helper.make_tensor_value_info("y", FLOAT, out or ["n", None])], initializers,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _external(location: str) -> onnx.ModelProto:
+    weight = TensorProto(name="w", data_type=FLOAT, dims=[6, 4], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, "offset": "0", "length": "96"}.items():
+        weight.external_data.add(key=key, value=value)
+    return _model(["n", 6], [helper.make_node("MatMul", ["x", "w"], ["y"])], [weight])
+
+
+def _inner_external() -> onnx.ModelProto:
+    """The tensor that reads elsewhere is the value of a node inside a branch."""
+    weight = _external("../outside.bin").graph.initializer[0]
+    inner = helper.make_graph([helper.make_node("Constant", [], ["z"], value=weight)], "inner", [],
+                              [helper.make_tensor_value_info("z", FLOAT, [6, 4])])  # fmt: skip
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    branch = helper.make_node("If", ["yes"], ["w"], then_branch=inner, else_branch=inner)
+    return _model(["n", 6], [branch, helper.make_node("MatMul", ["x", "w"], ["y"])], [yes])
+
+
+def _lying_weight(dims: list[int], data: bytes) -> onnx.ModelProto:
+    weight = TensorProto(name="w", data_type=FLOAT, dims=dims, raw_data=data)
+    return _model(["n", 6], [helper.make_node("MatMul", ["x", "w"], ["y"])], [weight])
+
+
+def _grown(sizes: list[int]) -> onnx.ModelProto:
+    """Makes a tensor of these sizes while it runs."""
+    shape = helper.make_tensor("s", TensorProto.INT64, [len(sizes)], sizes)
+    fill = helper.make_node("ConstantOfShape", ["s"], ["c"])
+    total = helper.make_node("ReduceSum", ["c"], ["t"], keepdims=0)
+    return _model(["n", 6], [fill, total, helper.make_node("Add", ["x", "t"], ["y"])], [shape])
+
+
+def _identity(shape: list[Any]) -> onnx.ModelProto:
+    return _model(shape, [helper.make_node("Identity", ["x"], ["y"])], [], shape)
+
+
+def _benched(folder: Path, make: Callable[[], onnx.ModelProto]) -> list[str]:
+    (folder / "outside.bin").write_bytes(bytes(96))
+    inner = folder / "models"
+    inner.mkdir()
+    (inner / "a.onnx").write_bytes(make().SerializeToString())
+    return ["bench", "models/a.onnx", "models/a.onnx", "--seconds", "0.1"]
+
+
+for _name, _make in {
+    "data outside": partial(_external, "../outside.bin"),
+    "data at an absolute path": partial(_external, "/etc/passwd"),
+    "data in a process's memory": partial(_external, "/proc/self/mem"),
+    "data in a folder beside it": partial(_external, "sub/../../outside.bin"),
+    "data in a file that is not there": partial(_external, "nowhere.bin"),
+    "data outside, in a branch": _inner_external,
+    "a weight larger than its data": partial(_lying_weight, [2**40, 4], bytes(96)),
+    "a weight of negative size": partial(_lying_weight, [-6, 4], bytes(96)),
+    "a weight that overflows": partial(_lying_weight, [2**62, 2**62], bytes(96)),
+    "an input of a petabyte": partial(_identity, ["n", 2**20, 2**28]),
+    "an input without numbers": partial(_identity, ["n", 0]),
+    "a tensor of terabytes while it runs": partial(_grown, [2**20, 2**20]),
+    "an operator of a foreign library": lambda: _model(
+        ["n", 6], [helper.make_node("Evil", ["x"], ["y"], domain="evil.so")], []
+    ),
+}.items():
+    added("ONNX", _name, partial(_benched, make=_make))
+
+
+@attack("ONNX")
+def data_behind_a_link(folder: Path) -> list[str]:
+    words = _benched(folder, partial(_external, "w.bin"))
+    (folder / "models" / "w.bin").symlink_to(folder / "outside.bin")
+    return words
+
+
+def _raw(folder: Path, content: bytes) -> list[str]:
+    (folder / "a.onnx").write_bytes(content)
+    return ["bench", "a.onnx", "a.onnx", "--seconds", "0.1"]
+
+
+for _name, _content in {
+    "nothing": b"", "text": b"not a model", "a cut model": _identity(["n", 6]).SerializeToString()[:-9],
+    "deep messages": b"\x3a\xff\xff\xff\xff\x0f" * 2000, "only the word location": b"location" * 100,
+}.items():  # fmt: skip
+    added("ONNX", f"a file of {_name}", partial(_raw, content=_content))
+
+
+def _png(width: int, height: int) -> bytes:
+    """A picture that says how large it is, and holds next to nothing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+def _folder_of(folder: Path, content: bytes) -> list[str]:
+    project(folder)
+    for name in ("a", "b"):
+        (folder / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name / "one.png").write_bytes(content)
+    return ["analyze", "net.py:net", "--data", "imagefolder:photos", "--out", "out"]
+
+
+for _name, _content in {
+    "of 60,000 x 60,000 pixels": _png(60_000, 60_000), "of 2^31 pixels a side": _png(2**31 - 1, 2**31 - 1),
+    "that is cut": _png(30, 30)[:40], "that is none": b"\x89PNG\r\n\x1a\n",
+}.items():  # fmt: skip
+    added("pictures", f"a picture {_name}", partial(_folder_of, content=_content))

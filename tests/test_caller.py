@@ -1,0 +1,134 @@
+"""The caller's process is as it was after `load`, `verify` and `save`, and after they failed or were interrupted."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_contracts import made, state
+
+import compressor
+from compressor.errors import SourceError
+from compressor.sources import consent
+
+pytestmark = pytest.mark.usefixtures("no_page", "no_onnx")
+
+
+@pytest.fixture
+def bundle(home: Path) -> Path:
+    """A bundle of the user's own file."""
+    from kills import JOB
+
+    from compressor.jobs import run
+
+    run(JOB, home / "out")
+    return home / "out"
+
+
+def calls(bundle: Path) -> dict[str, Callable[[], Any]]:
+    inputs = torch.randn(300, 6, generator=torch.Generator().manual_seed(2))
+    return {
+        "load": lambda: compressor.load(bundle),
+        "verify": lambda: compressor.verify(bundle, (inputs, torch.arange(300) % 4)),
+        "faulty": lambda: compressor.load(bundle / "nowhere"),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loading_and_judging_again_change_nothing(bundle: Path, dtype: torch.dtype) -> None:
+    model, _ = made("training")
+    torch.set_default_dtype(dtype)
+    try:
+        before = state(model)
+        for name, call in calls(bundle).items():
+            try:
+                call()
+            except compressor.CompressorError:
+                assert name == "faulty" or dtype == torch.float64
+            assert state(model) == before, name
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("place", ["verification.load_bundle", "verification.outputs_of", "verification.load_model"])
+def test_nothing_is_changed_by_a_failure(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: type[BaseException]
+) -> None:
+    model, _ = made("training")
+    room, _, name = place.partition(".")
+    module = importlib.import_module(f"compressor.{room}")
+    work = getattr(module, name)
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        work(*args, **kwargs)
+        raise fault("midway")
+
+    monkeypatch.setattr(module, name, broken)
+    before = state(model)
+    with pytest.raises(fault, match="midway"):
+        calls(bundle)["verify"]()
+    assert state(model) == before
+
+
+def test_saving_changes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = made("training")
+    result = compressor.compress(model, data, keep="params=0.7", max_drop=60, align=1)
+    before = state(model)
+    result.save(home / "saved")
+    assert state(model) == before
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compressor.deliver.save_bundle", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        result.save(home / "again")
+    assert state(model) == before
+
+
+def test_consent_ends_with_the_call(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "_named", set())
+    monkeypatch.setattr(consent, "_remembered", lambda: [])
+    with pytest.raises(SourceError, match=r"net\.py:net\(\), sha256 [0-9a-f]{64}.*--trust-source"):
+        compressor.load(bundle)
+    assert compressor.load(bundle, trust_source=True) is not None
+    consent._named.clear()
+    with pytest.raises(SourceError):
+        compressor.load(bundle)
+
+
+def test_who_compressed_here_needs_no_consent(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "_named", set())  # as in another process
+    assert compressor.load(bundle) is not None
+    with (bundle.parent / "net.py").open("a") as file:
+        file.write("\nprint('other code')\n")
+    with pytest.raises(SourceError, match="changed since"):
+        compressor.load(bundle)
+
+
+def test_other_arguments_are_other_code(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "_named", set())
+    from compressor.sources.factories import find_factory
+
+    factory = find_factory("net.py:net", home)
+    consent.remember(factory, {"width": 9})
+    assert factory is not None
+    source = {
+        "kind": "file",
+        "place": factory.place,
+        "name": "net",
+        "arguments": {"width": 9},
+        "sha256": factory.sha256,
+    }
+    consent.refuse_unknown_code(source, "manifest")
+    with pytest.raises(SourceError, match="width=8"):
+        consent.refuse_unknown_code({**source, "arguments": {"width": 8}}, "manifest")
+    told: list[str] = []
+    with consent.trusting(True, told.append):
+        consent.refuse_unknown_code({**source, "arguments": {"width": 8}}, "manifest")
+    assert len(told) == 1
