@@ -26,18 +26,25 @@ pytestmark = [
 
 
 def killed_at(home: Path, count: int, seed: int) -> int:
-    """How many of the kills came before the end of the run; all of them are survived."""
+    """How many of the kills came before the end of the run; all of them are survived.
+
+    A run that was over before its kill (machines differ from minute to minute) is tried again in half the time.
+    """
     hit = 0
     with kills.Runs(home) as runs:
         new, old = runs.undisturbed("new"), runs.undisturbed("old")
-        for place, moment in enumerate(kills.moments(count, new.seconds, seed)):
+        for place, moment in enumerate(kills.moments(count, min(new.seconds, old.seconds), seed)):
             over = place % 3 == 2  # every third over an older result
-            folder = home / f"out{place}"
-            if over:
-                shutil.copytree(home / "old", folder)
-            hit += runs.run("new", folder, force=over, seconds=moment)
-            kills.survived(folder, new, old if over else None)
-            kills.resumed(kills.JOB, folder, new)
+            for again in range(5):
+                folder = home / f"out{place}-{again}"
+                if over:
+                    shutil.copytree(home / "old", folder)
+                early = runs.run("new", folder, force=over, seconds=moment / 2**again)
+                kills.survived(folder, new, old if over else None)
+                if early:
+                    kills.resumed(kills.JOB, folder, new)
+                    break
+            hit += early
     return hit
 
 
@@ -47,7 +54,7 @@ def test_three_kills(home: Path) -> None:
 
 @pytest.mark.slow
 def test_fifty_kills(home: Path) -> None:
-    assert killed_at(home, 50, seed=2) >= 25
+    assert killed_at(home, 50, seed=2) >= 40
 
 
 def test_a_kill_at_every_rename(home: Path) -> None:
