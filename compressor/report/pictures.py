@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -147,7 +148,11 @@ def _frontier_point(
     color, name = (VALUES[verdict.value], verdict.value) if covered else (MUTED, "not covered")
     low, high = (max(whole + end, floor) for end in verdict.interval)
     axes.plot([size, size], [low, high], color=color, linewidth=2, alpha=0.8)
-    face = {"markerfacecolor": color if covered else "none", "markeredgecolor": color, "linestyle": "none"}
+    face: dict[str, Any] = {
+        "markerfacecolor": color if covered else "none",
+        "markeredgecolor": color,
+        "linestyle": "none",
+    }
     below = verdict.compressed < floor
     label = None if name in named else name
     named.add(name)

@@ -120,7 +120,8 @@ def _large(wide: Tensor) -> bool:
 def _picture(inputs: Tensor) -> Tensor:
     """(n, at most 64): grey, small, of mean 0 and length 1."""
     grey = inputs.flatten(1, -3).mean(1, keepdim=True)
-    small = functional.adaptive_avg_pool2d(grey, [min(SIDE, size) for size in grey.shape[-2:]]).flatten(1)
+    height, width = (min(SIDE, size) for size in grey.shape[-2:])
+    small = functional.adaptive_avg_pool2d(grey, (height, width)).flatten(1)
     centred = small - small.mean(1, keepdim=True)
     return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-9)
 
