@@ -113,7 +113,8 @@ class Clock:
         """The share to plan for so that the *measured* ratio is `asked`, and what was tried on the way.
 
         Where a measurement is off by more than NEAR, and its whole interval is off, the target is scaled by as much,
-        at most CORRECTIONS times; of the plans tried the nearest counts. Raises UsageError where even the smallest network is predicted to take longer.
+        at most CORRECTIONS times; of the plans tried the nearest counts. Raises UsageError where even the smallest
+        network is predicted to take longer.
         """
         if self.known is not None:
             return self.known["target"], dict(self.known)
