@@ -84,7 +84,7 @@ def test_a_candidate_is_recovered_before_it_is_compared(plain: Result, recovered
     assert plain.verdict is not None
     assert recovered.verdict.compressed > plain.verdict.compressed + 1
     assert about["after"] < 0.7 * about["before"]
-    assert recovered.record["seconds"]["recover"] >= about["seconds"]
+    assert recovered.record["seconds"]["recover"] >= about["seconds"] - 0.01  # both are rounded
 
 
 def test_the_report_says_it(recovered: Result) -> None:
