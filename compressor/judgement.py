@@ -60,15 +60,11 @@ def judge_candidates(bench: Bench, candidates: Sequence[Candidate[Made]]) -> Out
     """
     start, outcome, tried = bench.start, bench.outcome, bench.builder.tried
     certified(bench, candidates)
-    warn_before(outcome, start)
-    warn_of_copies(outcome, start)
     outcome.search = [search_row(made, tuned, outcome.original_size, bench.before) for made, tuned in tried]
     order = [made for made, _ in tried]
+    ranked = sorted(candidates, key=lambda c: -c.share)
+    court = opened(bench)
     with timed(start.seconds, "verdict"):
-        start.report("verdict", 0.0)
-        court = Courtroom(start)
-        warn_of_training(outcome, court.original, bench.before)
-        ranked = sorted(candidates, key=lambda c: -c.share)
         selection = court.sequence(ranked)
     for candidate, verdict in zip(ranked, selection.verdicts, strict=False):
         outcome.search[order.index(candidate.built)]["judged"] = verdict.as_dict()
@@ -76,6 +72,18 @@ def judge_candidates(bench: Bench, candidates: Sequence[Candidate[Made]]) -> Out
     outcome.search[order.index(chosen)]["selected"] = True
     take(outcome, chosen, court, selection.verdict)
     return outcome
+
+
+def opened(bench: Bench) -> Courtroom:
+    """Open the judge split, once the list of candidates stands; the outcome gets every warning about that split."""
+    start, outcome = bench.start, bench.outcome
+    _warn_before(outcome, start)
+    _warn_of_copies(outcome, start)
+    with timed(start.seconds, "verdict"):
+        start.report("verdict", 0.0)
+        court = Courtroom(start)
+    _warn_of_training(outcome, court.original, bench.before)
+    return court
 
 
 def certified(bench: Bench, candidates: Sequence[Candidate[Made]]) -> None:
@@ -136,14 +144,14 @@ def verdict_of(before: Outputs, after: Outputs, options: Options) -> Verdict:
     )
 
 
-def warn_before(outcome: Outcome, start: Start) -> None:
+def _warn_before(outcome: Outcome, start: Start) -> None:
     """A warning where the judge split is too small to pass anything."""
     warning = before_work(len(start.data.judge), start.options.confidence, start.options.max_drop)
     if warning is not None:
         outcome.warnings.append(warning)
 
 
-def warn_of_copies(outcome: Outcome, start: Start) -> None:
+def _warn_of_copies(outcome: Outcome, start: Start) -> None:
     """A warning where other splits hold what is nearly a judge sample; equal inputs were refused on loading."""
     data = start.data
     others = {"calibrate": data.calibrate, "tune": data.tune}
@@ -153,7 +161,7 @@ def warn_of_copies(outcome: Outcome, start: Start) -> None:
         outcome.warnings.append(warning)
 
 
-def warn_of_training(outcome: Outcome, judged: Outputs, tuned: Outputs) -> None:
+def _warn_of_training(outcome: Outcome, judged: Outputs, tuned: Outputs) -> None:
     """A warning where there are no labels, or where the judge data looks like training data."""
     if judged.labels is None or tuned.labels is None:
         outcome.warnings.append("No labels: the verdict is on agreement with the original.")

@@ -12,7 +12,7 @@ from torch import nn
 from compressor.candidates import Made, search_row, timed
 from compressor.clock import missed
 from compressor.errors import ModelError, UsageError
-from compressor.judgement import Courtroom, certified, finished, take, warn_before, warn_of_training
+from compressor.judgement import certified, finished, opened, take
 from compressor.options import Options, Sizes
 from compressor.outcome import Outcome
 from compressor.planning.search import Candidate
@@ -84,13 +84,10 @@ def _judged(
 ) -> tuple[Point, ...]:
     """One outcome for each candidate; the judge split is opened once the list of them stands."""
     start, base = bench.start, bench.outcome
-    warn_before(base, start)
     tuned = {id(made): row for made, row in bench.builder.tried}
     rows = [search_row(c.built, tuned[id(c.built)], base.original_size, bench.before) for c in candidates]
+    court = opened(bench)
     with timed(start.seconds, "verdict"):
-        start.report("verdict", 0.0)
-        court = Courtroom(start)
-        warn_of_training(base, court.original, bench.before)
         reached = court.sequence(candidates).verdicts
         passed = [replace(v, details={**v.details, "selected": True}) if v.value == "passed" else v for v in reached]
         verdicts = [*passed, *(court.verdict(c.built) for c in candidates[len(reached) :])]

@@ -131,8 +131,8 @@ def said(point: FrontierPoint) -> str:
     return point.verdict.value if point.covered else f"({point.verdict.value})"
 
 
-def table(found: FrontierRecord) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: folder, sizes, accuracy and difference on the judge split, interval, verdict."""
+def table(found: FrontierRecord, wide: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: folder, sizes, accuracy (where there is room), change on the judge split, interval, verdict."""
     timed = any(point.latency for point in found.points)
     heads = ["point", "params", "MACs", *(["latency"] if timed else [])]
     lines = []
@@ -140,9 +140,10 @@ def table(found: FrontierRecord) -> tuple[list[str], list[list[str]]]:
         verdict = point.verdict
         latency = [percent(point.latency.measured) if point.latency else "-"] if timed else []
         bounds = interval(verdict.interval[0], verdict.interval[1])
-        figures = [f"{verdict.compressed:.2f}", points(verdict.difference), bounds, said(point)]
+        figures = [*([f"{verdict.compressed:.2f}"] if wide else []), points(verdict.difference), bounds, said(point)]
         lines.append([point.folder, percent(point.params), percent(point.macs), *latency, *figures])
-    return [*heads, found.points[0].verdict.metric, "change", "interval", "verdict"], lines
+    metric = [found.points[0].verdict.metric] if wide else []
+    return [*heads, *metric, "change", "interval", "verdict"], lines
 
 
 NOT_COVERED = (
@@ -153,7 +154,7 @@ NOT_COVERED = (
 
 def frontier_view(found: FrontierRecord, folder: str) -> RenderableType:
     """What the terminal shows of a frontier."""
-    heads, lines = table(found)
+    heads, lines = table(found, wide=False)
     view = plain_table(*heads)
     for row in lines:
         view.add_row(*cells(*row))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -148,16 +147,12 @@ def _frontier_point(
     color, name = (VALUES[verdict.value], verdict.value) if covered else (MUTED, "not covered")
     low, high = (max(whole + end, floor) for end in verdict.interval)
     axes.plot([size, size], [low, high], color=color, linewidth=2, alpha=0.8)
-    face: dict[str, Any] = {
-        "markerfacecolor": color if covered else "none",
-        "markeredgecolor": color,
-        "linestyle": "none",
-    }
-    below = verdict.compressed < floor
-    label = None if name in named else name
+    mark = "v" if verdict.compressed < floor else MARKS[verdict.value]
+    axes.plot(
+        [size], [max(verdict.compressed, floor)], mark, markersize=7, linestyle="none", clip_on=False,
+        markerfacecolor=color if covered else "none", markeredgecolor=color, label=None if name in named else name,
+    )  # fmt: skip
     named.add(name)
-    mark = "v" if below else MARKS[verdict.value]
-    axes.plot([size], [max(verdict.compressed, floor)], mark, markersize=7, label=label, clip_on=False, **face)
 
 
 def _scale_losses(axes: Axes, values: list[float], below: float | None) -> None:

@@ -22,6 +22,21 @@ from compressor.verification import verify_bundle
 pytestmark = pytest.mark.usefixtures("no_page")
 SIZES = Sizes("params", (0.5, 0.9, 0.7))
 JOB = Job("net.py:net", "net.py:data", Options(20.0, align=1), onnx=False, sizes=SIZES)
+COPIES = """
+
+def wide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 12), nn.ReLU(), nn.Linear(12, 4))
+
+
+def copies():
+    generator = torch.Generator().manual_seed(0)
+    first, other = torch.randn(400, 32, generator=generator), torch.randn(400, 32, generator=generator)
+    near = torch.cat([first[:200] + 1e-3, torch.randn(200, 32, generator=generator)])
+    parts = {"calibrate": first, "tune": other, "judge": near}
+    with torch.no_grad():
+        return {name: (rows, wide()(rows).argmax(1)) for name, rows in parts.items()}
+"""
 POINT = ["manifest.json", "model.safetensors", "record.json", "report.html"]
 
 
@@ -74,6 +89,20 @@ def test_points_after_the_first_that_does_not_pass_are_not_covered(home: Path) -
     assert last.exported == (last.verdict.value != "failed")
     assert (home / "out" / last.folder / "model.safetensors").is_file() == last.exported
     assert found.best is None or found.points.index(found.best) == stop - 1
+
+
+def test_every_point_is_warned_as_compress_warns(home: Path) -> None:
+    """Half of the judge split is nearly the calibration data: one place opens that split, whoever judges."""
+    with (home / "net.py").open("a") as file:
+        file.write(COPIES)
+    from compressor import jobs
+
+    job = replace(JOB, model="net.py:wide", data="net.py:copies", sizes=Sizes("params", (0.9,)))
+    run(job, "out")
+    jobs.run(replace(job, sizes=None, options=Options(20.0, keep=("params", 0.9), align=1)), "one")
+    both = [read_record(place / "record.json").warnings for place in (home / "out" / "params_0.9", home / "one")]
+    assert both[0] == both[1]
+    assert any("near-copies are in other splits" in text for text in both[0])
 
 
 def test_sizes_are_spread_where_none_are_given(home: Path) -> None:
