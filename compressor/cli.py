@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,6 +19,7 @@ from rich.console import Console
 from compressor.errors import CompressorError, UsageError
 from compressor.launch import launched
 from compressor.sources.consent import trusting
+from compressor.stopping import Stopped, stoppable
 
 app = typer.Typer(
     name="compressor", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
@@ -75,8 +73,26 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or
 Force = Annotated[bool, typer.Option("--force", help="replace an earlier result in this folder")]
 KeepFailed = Annotated[bool, typer.Option("--keep-failed", help="export even if the verdict failed")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]
+
+
+def _consent(context: typer.Context, given: bool) -> bool:
+    """Consent lasts as long as the command runs."""
+    if given:
+        context.with_resource(trusting(True, _tell))
+    return given
+
+
+def _tell(code: str) -> None:
+    typer.echo(f"Runs the code that you trusted: {code}", err=True)
+
+
 Trust = Annotated[
-    bool, typer.Option("--trust-source", help="run Python code that only the bundle or record names; shows its sha256")
+    bool,
+    typer.Option(
+        "--trust-source",
+        callback=_consent,
+        help="run Python code that only the bundle or record names; shows its sha256",
+    ),
 ]
 Shape = Annotated[str | None, typer.Option("--input", metavar="1,28,28", help="a sample's shape, without the batch")]
 
@@ -135,21 +151,38 @@ def run(
 
     content, base = load_recipe(recipe)
     if content.compare is not None or content.capacity is not None:
-        study = _compare if content.compare is not None else _capacity
-        study(content, base, out or content.out or Path(recipe).stem, resume, force, as_json)
+        study = _comparison if content.compare is not None else _capacity
+        _run_study(study(), content, base, out or content.out or Path(recipe).stem, resume, force, as_json)
         return
     job = from_recipe(content, base, _typed())
     _run_job(job, out or content.out or Path(recipe).stem, resume, force, as_json)
 
 
-def _compare(content: Any, base: Path, out: str, resume: bool, force: bool, as_json: bool) -> None:
+Study = tuple[Callable[..., Any], Callable[[Any], Any]]
+"""Runs a recipe's study, and shows what it found."""
+
+
+def _comparison() -> Study:
     from compressor.comparison.study import run_comparison
-    from compressor.progress import shown
     from compressor.report.curves import comparison_view
 
+    return run_comparison, comparison_view
+
+
+def _capacity() -> Study:
+    from compressor.capacity.study import run_capacity
+    from compressor.report.capacity import capacity_view
+
+    return run_capacity, capacity_view
+
+
+def _run_study(study: Study, content: Any, base: Path, out: str, resume: bool, force: bool, as_json: bool) -> None:
+    from compressor.progress import shown
+
+    run, view = study
     with shown(Console(stderr=True), as_json) as report:
-        found = run_comparison(content, base, out, resume=resume, force=force, command=_typed(), report=report)
-    _emit(found, lambda: comparison_view(found), as_json)
+        found = run(content, base, out, resume=resume, force=force, command=_typed(), report=report)
+    _emit(found, lambda: view(found), as_json)
 
 
 @app.command()
@@ -161,17 +194,7 @@ def capacity(
     from compressor.recipe import load_recipe
 
     content, base = load_recipe(recipe)
-    _capacity(content, base, out, resume, force, as_json)
-
-
-def _capacity(content: Any, base: Path, out: str, resume: bool, force: bool, as_json: bool) -> None:
-    from compressor.capacity.study import run_capacity
-    from compressor.progress import shown
-    from compressor.report.capacity import capacity_view
-
-    with shown(Console(stderr=True), as_json) as report:
-        found = run_capacity(content, base, out, resume=resume, force=force, command=_typed(), report=report)
-    _emit(found, lambda: capacity_view(found), as_json)
+    _run_study(_capacity(), content, base, out, resume, force, as_json)
 
 
 @app.command()
@@ -310,14 +333,6 @@ def doctor(as_json: Json = False) -> None:
     _emit(facts, lambda: doctor_view(facts), as_json)
 
 
-class _Stopped(BaseException):
-    """A signal asked the process to end; no handler of ordinary errors may swallow it."""
-
-    def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number
-        super().__init__(signal.Signals(number).name)
-
-
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a wrong command line."""
 
@@ -326,9 +341,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors become one message on standard error and an exit code (0 to 4, see the README)."""
     _given[:] = sys.argv[1:] if arguments is None else arguments
     try:
-        with _stoppable(), launched(next(iter(_given), None)), trusting("--trust-source" in _given, _tell):
+        with stoppable(), launched(next(iter(_given), None)):
             code = app(list(_given), prog_name="compressor", standalone_mode=False)
-    except _Stopped as stopped:
+    except Stopped as stopped:
         again = "repeat the same command with --resume." if {"--out", "run"} & set(_given) else "repeat the command."
         error = CompressorError("compressor", str(stopped), "time to finish", again)
         _fail(error, "Stopped", f"stopped by {stopped}: {again}", stopped.exit_code)
@@ -352,10 +367,6 @@ def _fail(error: CompressorError, kind: str, words: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _tell(code: str) -> None:
-    typer.echo(f"Runs the code that you trusted: {code}", err=True)
-
-
 def _help() -> str:
     commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
     return " ".join(["see `compressor", *[word for word in _given[:1] if word in commands], "--help`."])
@@ -364,21 +375,3 @@ def _help() -> str:
 def _typed() -> str:
     """The command as typed, without the path of the program."""
     return shlex.join(["compressor", *_given])
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM unwind the stack, so that folders are given back and half-written files go."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _frame: Any) -> None:
-        raise _Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

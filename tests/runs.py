@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -162,6 +163,19 @@ class Terminal:
     def json(self) -> Any:
         """Standard output, which must be JSON and nothing else."""
         return json.loads(self.out)
+
+
+def break_midway(monkeypatch: pytest.MonkeyPatch, place: str, fault: type[BaseException]) -> None:
+    """The function at `room.name` of the package does its work, and then raises `fault("midway")`."""
+    room, _, name = place.partition(".")
+    module = importlib.import_module(f"compressor.{room}")
+    work = getattr(module, name)
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        work(*args, **kwargs)
+        raise fault("midway")
+
+    monkeypatch.setattr(module, name, broken)
 
 
 def results(folder: Path) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import Terminal, break_midway
 from test_contracts import made, state
 
 import compressor
@@ -60,15 +60,7 @@ def test_nothing_is_changed_by_a_failure(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: type[BaseException]
 ) -> None:
     model, _ = made("training")
-    room, _, name = place.partition(".")
-    module = importlib.import_module(f"compressor.{room}")
-    work = getattr(module, name)
-
-    def broken(*args: Any, **kwargs: Any) -> None:
-        work(*args, **kwargs)
-        raise fault("midway")
-
-    monkeypatch.setattr(module, name, broken)
+    break_midway(monkeypatch, place, fault)
     before = state(model)
     with pytest.raises(fault, match="midway"):
         calls(bundle)["verify"]()
@@ -100,6 +92,18 @@ def test_consent_ends_with_the_call(bundle: Path, monkeypatch: pytest.MonkeyPatc
     consent._named.clear()
     with pytest.raises(SourceError):
         compressor.load(bundle)
+
+
+def test_consent_on_the_command_line(bundle: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "_named", set())
+    monkeypatch.setattr(consent, "_remembered", lambda: [])
+    asked = ("export", bundle, "--input", "6")
+    assert terminal(*asked) == 3
+    assert "--trust-source" in terminal.err
+    assert terminal(*asked, "--trust-source") == 0
+    assert "Runs the code that you trusted" in terminal.err
+    consent._named.clear()
+    assert terminal(*asked) == 3  # it was for one command only
 
 
 def test_who_compressed_here_needs_no_consent(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

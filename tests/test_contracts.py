@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import random
 import warnings
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from planted import Depthwise, Residual
+from runs import break_midway
 from torch import Tensor, nn
 
 import compressor
@@ -141,15 +141,7 @@ def test_nothing_is_changed_by_a_failure(
 ) -> None:
     model, data = made("training")
     before = state(model)
-    module, _, name = stage.partition(".")
-    room = importlib.import_module(f"compressor.{module}")
-    work = getattr(room, name)
-
-    def broken(*args: Any, **kwargs: Any) -> None:
-        work(*args, **kwargs)
-        raise fault("midway")
-
-    monkeypatch.setattr(room, name, broken)
+    break_midway(monkeypatch, stage, fault)
     with pytest.raises(fault, match="midway"):
         compressor.compress(model, data, max_drop=60, align=1)
     assert state(model) == before

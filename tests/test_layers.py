@@ -26,7 +26,7 @@ STOREYS = (
     "pipeline",
     "recording verification",
     "deliver",
-    "api analysis progress launch request",
+    "api analysis progress launch request stopping",
     "jobs capacity comparison",
     "frontier",
     "replay",
