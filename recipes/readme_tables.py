@@ -49,9 +49,8 @@ def recovered(content: dict[str, Any]) -> str:
         low, high = verdict["interval"]
         judged = f"{verdict['value']}: {verdict['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
         losses = f"{lost['all']:.2f} | {lost['first']:.2f} | {lost['second']:.2f}"
-        lines.append(
-            f"| {row['network']} | {100 * row['params']:.1f} % | {losses} | {judged} | {row['recover']['steps']} |"
-        )
+        steps = f"{row['recover']['steps']}{'' if row['recover'].get('kept', True) else ', not kept'}"
+        lines.append(f"| {row['network']} | {100 * row['params']:.1f} % | {losses} | {judged} | {steps} |")
     return "\n".join(lines)
 
 
