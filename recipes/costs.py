@@ -3,7 +3,8 @@
     python recipes/costs.py CHECKPOINTS --out recipes/results/costs.json
 
 CHECKPOINTS holds mlp, vgg and resnet .safetensors. Statistics of all taps against a plain forward and backward pass
-over the same images; all paths against the statistics; a 4,096-unit layer's path; `compress --keep` on the resnet.
+over the same images (also of an untrained MLP with 512 units a layer); all paths against the statistics; a 4,096-unit
+layer's path; `compress --keep` on the resnet.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import json
 import statistics as stats
 import time
-from pathlib import Path
 from typing import Any
 
 import measuring
+import networks
 import numpy as np
 import torch
 from torch import nn
@@ -42,9 +43,9 @@ def plain_pass(model: nn.Module, samples: Samples) -> None:
         nn.functional.cross_entropy(model(batch.inputs), batch.labels).backward()  # type: ignore[arg-type]
 
 
-def stage_costs(name: str, folder: Path, samples: Samples) -> dict[str, Any]:
+def stage_costs(name: str, model: nn.Module, samples: Samples) -> dict[str, Any]:
     """Interleaved repeats of a plain pass, the statistics and the paths."""
-    work = working_copy(measuring.trained(name, folder), torch.device("cpu"))
+    work = working_copy(model, torch.device("cpu"))
     shop = Workshop.open(work, find_units(work, samples, 0), samples, 0)
     plain_pass(work, samples.take(range(500)))
     rows = []
@@ -75,8 +76,10 @@ def main() -> None:
     """Measure and write."""
     given = measuring.parsed(measuring.arguments(__doc__))
     data = load_data("fashion-mnist")
-    rows = [stage_costs(name, given.checkpoints, data.calibrate) for name in ("mlp", "vgg", "resnet")]
-    model = measuring.trained("resnet", given.checkpoints)
+    models = {name: measuring.trained(name, given.checkpoints) for name in ("mlp", "vgg", "resnet")}
+    models["mlp, 512 units"] = networks.mlp(width=0.5).eval()  # what it costs does not depend on the weights
+    rows = [stage_costs(name, made, data.calibrate) for name, made in models.items()]
+    model = models["resnet"]
     whole = seconds(
         lambda: compressor.compress(model, data.calibrate, data.tune, data.judge, keep="params=0.45", align=1)
     )
