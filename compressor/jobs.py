@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from compressor import pipeline
 from compressor.api import finished
 from compressor.deliver import write_record
 from compressor.errors import CompressorError, DataError, UsageError
-from compressor.export.files import OUTPUTS, Claim, replacing
+from compressor.export.files import OUTPUTS, Claim
 from compressor.observe import from_first, only_first
 from compressor.options import Options, parse_keep, parse_recover
 from compressor.recipe import Recipe, resolved
@@ -24,6 +24,7 @@ from compressor.sources.data import Data
 from compressor.sources.models import LoadedModel
 from compressor.sources.network import cache_folder
 from compressor.stages import Report, silent
+from compressor.studies import save_weights
 from compressor.training.loop import Progress, TrainOptions, train
 from compressor.verification import ORIGINAL, RECORD, hashes
 from compressor.verify.uses import count_use
@@ -150,5 +151,4 @@ def _train(job: Job, options: TrainOptions, source: LoadedModel, data: Data, kep
         report("train", progress.done)
 
     made, _ = train(source.model, data.train, options, device="cpu", progress=step)
-    with replacing(kept) as partial:
-        save_file({name: t.detach().clone().contiguous() for name, t in made.state_dict().items()}, partial)
+    save_weights(made, kept)

@@ -188,10 +188,8 @@ def eliminate(
     increments: list[float] = []
     while not blocked.all():
         cost = torch.zeros(len(groups), dtype=torch.float64)
-        for tap in taps:
-            cost.index_add_(
-                0, torch.from_numpy(tap.units), tap.costs().cpu().double()
-            )  # changed taps anew, others kept
+        for tap in taps:  # those that changed are costed anew, the others' costs are kept
+            cost.index_add_(0, torch.from_numpy(tap.units), tap.costs().cpu().double())
         unit, increment = _cheapest(cost, scale, blocked)
         order.append(unit)
         increments.append(increment)

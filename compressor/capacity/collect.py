@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError
-from compressor.findings.ablation import evaluating
 from compressor.sources.samples import Samples, batches
 from compressor.units.graph import UnitGraph
+from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 

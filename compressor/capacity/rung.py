@@ -22,12 +22,12 @@ from compressor.capacity.measures import prunable, removable_area, targeted_gap
 from compressor.capacity.settings import Setting
 from compressor.errors import CompressorError
 from compressor.export.files import replacing
-from compressor.findings.ablation import evaluating
 from compressor.sources.data import Data
 from compressor.sources.samples import Samples, batches
 from compressor.stages import Report
 from compressor.studies import network, save_weights
 from compressor.training.loop import Progress, accuracy, forward, train
+from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
 
 NETWORKS, OUTPUTS = "networks", "outputs"

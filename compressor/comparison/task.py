@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.sources.data import Data
 from compressor.training.loop import TrainOptions, forward
+from compressor.units.modes import evaluating
 
 Build = Callable[[float], nn.Module]
 """share of the size that may stay -> the smaller network (a new one; the task's network is not changed)."""
@@ -51,12 +52,7 @@ def size(model: nn.Module, example: Any) -> dict[str, int]:
     The same count for every method, whatever made the network.
     """
     count = len(pytree.tree_leaves(example)[0])
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            forward(model.eval(), example)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(model, example)
     params = sum(parameter.numel() for parameter in model.parameters())
     return {"params": params, "macs": counter.get_total_flops() // (2 * count)}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from compressor.records import Finding
 from compressor.sources.samples import Samples, batches
 from compressor.units.graph import Tap, UnitGraph
+from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
@@ -137,18 +138,6 @@ def _compared(tried: list[Ablation], samples: int, below: float, together: Ablat
         median_ratio=float(np.median(ratios)) if ratios else None,
         together=together,
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module's own mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

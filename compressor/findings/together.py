@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.findings.ablation import ablated, distance, evaluating, log_probabilities, reference
+from compressor.findings.ablation import ablated, distance, log_probabilities, reference
 from compressor.sources.samples import Samples
 from compressor.units.graph import UnitGraph
+from compressor.units.modes import evaluating
 
 
 def measured_limit(

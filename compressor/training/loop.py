@@ -19,6 +19,7 @@ from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
 from compressor.training.augment import augmented, mixed
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
+from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
 
 Loss = Callable[[Any, Batch], Tensor]
@@ -123,18 +124,12 @@ def train(
 
 def accuracy(model: nn.Module, samples: Samples, device: str | torch.device = "cpu", batch: int = 256) -> float:
     """Percentage of samples whose label is the largest output, in eval mode; the model's mode is restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     right = 0
-    try:
-        with torch.no_grad():
-            for part in batches(samples, batch, device):
-                if part.labels is None:
-                    raise DataError(samples.name, "no labels", "labels", "give a dataset of (input, label).")
-                right += int((judged_part(forward(model, part.inputs))[0].argmax(1) == part.labels).sum())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.no_grad(), evaluating(model):
+        for part in batches(samples, batch, device):
+            if part.labels is None:
+                raise DataError(samples.name, "no labels", "labels", "give a dataset of (input, label).")
+            right += int((judged_part(forward(model, part.inputs))[0].argmax(1) == part.labels).sum())
     return 100 * right / len(samples)
 
 

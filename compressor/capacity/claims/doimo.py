@@ -99,8 +99,8 @@ def interpolating_chunks(study: Evidence) -> Joint:
         below = at_the_greatest(study, name, "train_error", small[-1]) - full
         null = {"untrained": _excess(study, name, start, ladder[-1])}
         low = {"untrained": _excess(study, name, small[-1], ladder[-1])}
-        tests.append(judged(name, f"training error of {start} units - of all", above, _mean, high=0.01, nulls=null))
-        tests.append(judged(name, f"training error of {small[-1]} units - of all", below, _mean, low=0.05, nulls=low))
+        tests.append(judged(name, f"training error of {start} units - of all", above, mean_of, high=0.01, nulls=null))
+        tests.append(judged(name, f"training error of {small[-1]} units - of all", below, mean_of, low=0.05, nulls=low))
     return every(tests)
 
 
@@ -119,7 +119,7 @@ def chunks_determine(study: Evidence) -> Joint:
             raise NotInStudy(f"{name}: only the whole layer has zero training error")
         rows = at_the_greatest(study, name, "r2_outside", start)
         null = {n: at_the_greatest(study, name, "r2_outside", start, n) for n in ("untrained", "permuted")}
-        tests.append(judged(name, f"R² outside chunks of {start}", rows, _mean, low=0.95, nulls=null))
+        tests.append(judged(name, f"R² outside chunks of {start}", rows, mean_of, low=0.95, nulls=null))
     return every(tests)
 
 
@@ -144,7 +144,7 @@ def residuals_decorrelate(study: Evidence) -> Joint:
             for n in (None, "untrained")
         )
         what = f"residual correlation at {after[0]} / at {before[-1]}"
-        tests.append(judged(name, what, rows, _ratio, high=0.5, nulls={"untrained": null}))
+        tests.append(judged(name, what, rows, ratio_of, high=0.5, nulls={"untrained": null}))
     return every(tests)
 
 
@@ -213,7 +213,7 @@ def chunks_against_narrow_networks(study: Evidence) -> Joint:
         scratch = 1 - study.curve(name, accuracy("test"), what="test accuracy") / 100
         for (size, place), low, high in ((below[-1], 0.02, math.inf), (above[0], -0.01, 0.01)):
             rows = at_the_greatest(study, name, "test_error", size) - scratch[:, place]
-            tests.append(judged(name, f"error of chunks of {size} - of networks of {size}", rows, _mean, low, high))
+            tests.append(judged(name, f"error of chunks of {size} - of networks of {size}", rows, mean_of, low, high))
     return every(tests)
 
 
@@ -236,10 +236,12 @@ def _clones(part: Part) -> float:
     return math.nan if found is None else chunks["units"] / found
 
 
-def _mean(rows: Array) -> float:
+def mean_of(rows: Array) -> float:
+    """Of all entries of (S, ...)."""
     return float(rows.mean())
 
 
-def _ratio(rows: Array) -> float:
+def ratio_of(rows: Array) -> float:
+    """Of the means of the second and the first column of (S, 2); not a number where the first is 0."""
     mean = rows.mean(0)
     return float(mean[1] / mean[0]) if mean[0] > 0 else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compressor.capacity.claims.doimo import at_the_greatest, critical
+from compressor.capacity.claims.doimo import at_the_greatest, critical, mean_of, ratio_of
 from compressor.capacity.claims.evidence import Evidence, NotInStudy, Read, accuracy, chunk_mean
 from compressor.capacity.claims.judging import Joint, every, judged
 from compressor.capacity.claims.registry import DOIMO, claim
@@ -33,7 +33,7 @@ def clones_need_interpolation(study: Evidence) -> Joint:
         before = study.curve_at(width, name, _in_snapshot(read, early), None, "a snapshot's chunks")
         end = study.curve_at(width, name, read, None, "residual correlation")
         what = f"residual correlation at {after[0]} units, end / before"
-        tests.append(judged(name, what, np.stack([before, end], axis=1), _ratio, high=0.75))
+        tests.append(judged(name, what, np.stack([before, end], axis=1), ratio_of, high=0.75))
     return every(tests)
 
 
@@ -57,7 +57,7 @@ def clones_need_regularisation(study: Evidence) -> Joint:
             raise NotInStudy(f"{regular}: the last hidden layer has no ladder of four sizes")
         rows = at_the_greatest(study, regular, "r2_outside", size) - at_the_greatest(study, bare[0], "r2_outside", size)
         what = f"R² outside chunks of {size}, with - without"
-        tests.append(judged(f"{regular} / {bare[0]}", what, rows, _mean, low=0.02))
+        tests.append(judged(f"{regular} / {bare[0]}", what, rows, mean_of, low=0.02))
     if not tests:
         raise NotInStudy("not in this study: a setting without any regulariser beside one that has some")
     return every(tests)
@@ -83,7 +83,7 @@ def wide_beats_ensemble(study: Evidence) -> Joint:
                     rows = 1 - study.curve_at(wide["width"], name, accuracy("test"), None, "test accuracy") / 100
                     rows = rows - np.array(few["errors"][members])
                     tests.append(
-                        judged(name, f"error of {wide['units']} units - of {members} x {start}", rows, _mean, high=0)
+                        judged(name, f"error of {wide['units']} units - of {members} x {start}", rows, mean_of, high=0)
                     )
     if not tests:
         raise NotInStudy("not in this study: a width that is the critical one, and as many seeds as an ensemble needs")
@@ -140,12 +140,3 @@ def _before_interpolation(study: Evidence, name: str) -> int:
     if not early:
         raise NotInStudy(f"not in this study: {name} has no snapshot from before interpolation")
     return early[-1]
-
-
-def _mean(rows: Array) -> float:
-    return float(rows.mean())
-
-
-def _ratio(rows: Array) -> float:
-    mean = rows.mean(0)
-    return float(mean[1] / mean[0])
