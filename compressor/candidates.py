@@ -32,6 +32,10 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
 
 
+Compare = Callable[[nn.Module], Tuned]
+"""How a network compares with the original on the tune split."""
+
+
 @dataclass
 class Made:
     """A candidate: the network, its plan and its size, and what its recovery did."""
@@ -45,15 +49,18 @@ class Made:
 class Recoverer:
     """Recovers candidates by distillation; the first one turns a budget in minutes into steps for all of them."""
 
-    def __init__(self, budget: Budget, shop: Workshop, samples: Samples, tune: Samples, parts: int) -> None:
+    def __init__(
+        self, budget: Budget, original: nn.Module, samples: Samples, tune: Samples, *, seed: int, parts: int = 1
+    ) -> None:
         """`parts` candidates at most share a budget in minutes."""
-        self.budget, self.shop, self.samples, self.tune, self.parts = budget, shop, samples, tune, parts
+        self.budget, self.original, self.samples, self.tune = budget, original, samples, tune
+        self.seed, self.parts = seed, parts
         self.options = replace(OPTIONS, batch=min(OPTIONS.batch, batch_size(samples)))
         self.steps: int | None = None
 
     def __call__(self, small: nn.Module, progress: Callable[[float], None]) -> tuple[nn.Module, dict[str, Any]]:
         """The recovered network, and what is to be recorded of it. Smaller batches where memory runs out."""
-        given, seed = (small, self.shop.model, self.samples, self.tune), self.shop.seed
+        given, seed = (small, self.original, self.samples, self.tune), self.seed
         while True:
             try:
                 if self.steps is None:
@@ -64,6 +71,22 @@ class Recoverer:
                 if not out_of_memory(error) or self.options.batch == 1:
                     raise
                 self.options = replace(self.options, batch=self.options.batch // 2)
+
+    def better(
+        self, small: nn.Module, before: Outputs, tuned: Tuned, compare: Compare, progress: Callable[[float], None]
+    ) -> tuple[nn.Module, Tuned, dict[str, Any]]:
+        """The recovered network, or `small` itself where recovery made its answers on the tune split worse.
+
+        `before` are the original's answers there, `tuned` says how `small` compares with them. With the network come
+        its own comparison and what is to be recorded.
+        """
+        made, about = self(small, progress)
+        after = compare(made)
+        about["tune"] = {"before": tune_figures(tuned, before), "after": tune_figures(after, before)}
+        about["kept"] = after.difference >= tuned.difference
+        if about["kept"]:
+            return made, after, about
+        return small, tuned, about  # nearer to the original's outputs, yet not to its answers: overfitted
 
 
 class Builder:
@@ -87,28 +110,19 @@ class Builder:
         with timed(self.seconds, "surgery"):
             small = self.shop.build(plan, lambda _stage, done: self.report(f"refit {share:.1%}", done))
         size = size_of(self.shop.model, self.shop.graph, plan.kept)
-        made, tuned = Made(small, plan, size), self._compared(small)
+        with timed(self.seconds, "tune"):
+            made, tuned = Made(small, plan, size), self._compared(small)
         if self.recoverer is not None and plan.kept:
+            told = lambda done: self.report(f"recover {share:.1%}", done)  # noqa: E731
             with timed(self.seconds, "recover"):
-                made.model, made.recovered = self.recoverer(
-                    small, lambda done: self.report(f"recover {share:.1%}", done)
+                made.model, tuned, made.recovered = self.recoverer.better(
+                    small, self.before, tuned, self._compared, told
                 )
-            after = self._compared(made.model)
-            made.recovered["tune"] = {
-                "before": tune_figures(tuned, self.before),
-                "after": tune_figures(after, self.before),
-            }
-            made.recovered["kept"] = after.difference >= tuned.difference
-            if made.recovered["kept"]:
-                tuned = after
-            else:  # nearer to the original's outputs, yet not to its answers: overfitted
-                made.model = small
         self.tried.append((made, tuned))
         return made, tuned
 
     def _compared(self, small: nn.Module) -> Tuned:
-        with timed(self.seconds, "tune"):
-            after = outputs_of(small, self.tune, check=False)
+        after = outputs_of(small, self.tune, check=False)
         return from_first(lambda: compared(self.before, after))  # devices may differ in the last bits
 
 

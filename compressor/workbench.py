@@ -168,7 +168,7 @@ def _recoverer(start: Start, shop: Workshop, candidates: int) -> Recoverer | Non
     if options.recover is None:
         return None
     parts = [data.calibrate] if data.unlabelled is None else [data.calibrate, data.unlabelled]
-    return Recoverer(options.recover, shop, joined(parts), data.tune, candidates)
+    return Recoverer(options.recover, shop.model, joined(parts), data.tune, seed=options.seed, parts=candidates)
 
 
 def _block(options: Options, known: Block | None) -> tuple[int, dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.candidates import Recoverer, compared
 from compressor.comparison.cells import Bench, Recover
 from compressor.comparison.methods import find_method
 from compressor.comparison.summary import PICTURE, SUMMARY, summary
@@ -19,13 +20,14 @@ from compressor.errors import CompressorError, UsageError
 from compressor.export.files import claim_folder, write_json, write_text
 from compressor.observe import processes
 from compressor.options import parse_recover
+from compressor.planning.search import Tuned
 from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture
 from compressor.sources.data import Data, load_data
 from compressor.sources.models import load_model
 from compressor.stages import Report, silent
 from compressor.studies import Wanted, network, part_of, same_request, weights_file
-from compressor.training.recover import recover, steps_of
+from compressor.verify.accuracy import outputs_of
 
 CELLS = "cells"
 
@@ -80,14 +82,20 @@ def _one_network(
 
 
 def _recovery(recipe: Recipe, data: Data, seed: int) -> Recover | None:
-    """The recovery that every method's networks get, ours and the peers' alike."""
+    """The recovery that every method's networks get, ours and the peers' alike: the product's own."""
     budget = parse_recover(recipe.compress.recover)
     if budget is None:
         return None
 
-    def recovered(small: nn.Module, original: nn.Module) -> nn.Module:
-        given = (small, original, data.calibrate, data.tune)
-        return recover(*given, steps_of(budget, *given, seed=seed), seed=seed)[0]
+    def recovered(small: nn.Module, original: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        before = outputs_of(original, data.tune)
+
+        def compare(network: nn.Module) -> Tuned:
+            return compared(before, outputs_of(network, data.tune, check=False))
+
+        recoverer = Recoverer(budget, original, data.calibrate, data.tune, seed=seed)
+        made, _, about = recoverer.better(small, before, compare(small), compare, lambda _done: None)
+        return made, {key: value for key, value in about.items() if key != "checks"}
 
     return recovered
 

@@ -132,5 +132,7 @@ def test_recovery_is_the_same_for_every_method(tmp_path: Path) -> None:
     for method in found["methods"].values():
         (cell,) = method["cells"]
         assert cell["seconds"]["recover"] > 0
-        assert cell["unrecovered"]["lost"] != cell["lost"]
+        assert (cell["unrecovered"]["lost"] != cell["lost"]) == cell["recovery"]["kept"]
+        assert cell["recovery"]["budget"] == "2ep"
+        assert cell["recovery"]["tune"]["before"]["samples"] > 0
     assert found["methods"]["first"]["cells"][0]["lost"] < found["methods"]["first"]["cells"][0]["unrecovered"]["lost"]
