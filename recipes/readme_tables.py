@@ -39,8 +39,8 @@ def strength(content: dict[str, Any]) -> str:
 def recovered(content: dict[str, Any]) -> str:
     """Smaller sizes with label-free recovery."""
     lines = [
-        "| network | parameters | accuracy lost | first | second | verdict | steps |",
-        "|---|---|---|---|---|---|---|",
+        "| network | unlabelled images | parameters | accuracy lost | first | second | verdict | steps |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in content["runs"]:
         if not row.get("recover"):
@@ -50,7 +50,8 @@ def recovered(content: dict[str, Any]) -> str:
         judged = f"{verdict['value']}: {verdict['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
         losses = f"{lost['all']:.2f} | {lost['first']:.2f} | {lost['second']:.2f}"
         steps = f"{row['recover']['steps']}{'' if row['recover'].get('kept', True) else ', not kept'}"
-        lines.append(f"| {row['network']} | {100 * row['params']:.1f} % | {losses} | {judged} | {steps} |")
+        size, samples = f"{100 * row['params']:.1f} %", f"{row['recover']['samples']:,}"
+        lines.append(f"| {row['network']} | {samples} | {size} | {losses} | {judged} | {steps} |")
     return "\n".join(lines)
 
 

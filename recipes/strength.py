@@ -4,7 +4,8 @@
 
 CHECKPOINTS is a folder with mlp, vgg, resnet and inception .safetensors (train them with the recipes beside this file).
 Runs are on widths that need not be aligned: a given size, the search at --max-drop 1.0, a smaller size, and one smaller
-yet with five minutes of recovery. Accuracy is counted by a plain loop over the test set, and apart for its first and
+yet with five minutes of recovery, on the calibration images alone and with the training images as more unlabelled ones.
+Accuracy is counted by a plain loop over the test set, and apart for its first and
 second 5,000 images: decisions may only be taken on the first. Results are written after every run; runs that are there
 already are not repeated.
 """
@@ -39,8 +40,9 @@ def accuracies(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tenso
 def run(name: str, folder: Path, options: dict[str, Any], data: Any, test: Any) -> dict[str, Any]:
     """One compression, with what it cost and what it kept."""
     model = measuring.trained(name, folder)
+    more = {"unlabelled": data.train} if "unlabelled" in options else {}
     started = time.perf_counter()
-    result = compressor.compress(model, data.calibrate, data.tune, data.judge, align=1, **options)
+    result = compressor.compress(model, data.calibrate, data.tune, data.judge, align=1, **{**options, **more})
     seconds = time.perf_counter() - started
     record = result.record
     before, after = accuracies(model, *test), accuracies(result.model, *test)
@@ -77,7 +79,8 @@ def main() -> None:
     asks += [(name, {"max_drop": 1.0}) for name in given.networks]
     asks += [(name, {"keep": f"params={SMALLER[name]}"}) for name in given.networks]
     recovered = [name for name in given.networks if name in RECOVERED]
-    asks += [(name, {"keep": f"params={RECOVERED[name]}", "recover": "5min"}) for name in recovered]
+    for more in ({}, {"unlabelled": "training images"}):
+        asks += [(name, {"keep": f"params={RECOVERED[name]}", "recover": "5min", **more}) for name in recovered]
     for name, options in asks:
         asked = {"align": 1, **options}
         if any(row["network"] == name and row["options"] == asked for row in done):
