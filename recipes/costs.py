@@ -4,7 +4,7 @@
 
 CHECKPOINTS holds mlp, vgg and resnet .safetensors. Statistics of all taps against a plain forward and backward pass
 over the same images (also of an untrained MLP with 512 units a layer); all paths against the statistics; a 4,096-unit
-layer's path; `compress --keep` on the resnet.
+layer's path; `compress --keep` on the resnet and the search of `compress --max-drop` on the vgg.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 
 import compressor
 from compressor.algebra.elimination import TapState, eliminate, precision
-from compressor.sources.data import load_data
+from compressor.sources.data import Data, load_data
 from compressor.sources.samples import Samples, batches
 from compressor.stages import Workshop, find_units, working_copy
 
@@ -72,6 +72,13 @@ def wide_layer(units: int = 4096) -> float:
     return seconds(lambda: eliminate([state], torch.zeros(units, dtype=torch.int64)))
 
 
+def whole_run(name: str, model: nn.Module, data: Data, options: dict[str, Any]) -> dict[str, Any]:
+    """One `compress` from start to end: its seconds, by stage, and what came of it."""
+    result = compressor.compress(model, data.calibrate, data.tune, data.judge, align=1, **options)
+    params = result.record["compressed"]["params"] / result.record["original"]["params"]
+    return {"network": name, "options": options, "params": params, "seconds": result.record["seconds"]}
+
+
 def main() -> None:
     """Measure and write."""
     given = measuring.parsed(measuring.arguments(__doc__))
@@ -79,14 +86,13 @@ def main() -> None:
     models = {name: measuring.trained(name, given.checkpoints) for name in ("mlp", "vgg", "resnet")}
     models["mlp, 512 units"] = networks.mlp(width=0.5).eval()  # what it costs does not depend on the weights
     rows = [stage_costs(name, made, data.calibrate) for name, made in models.items()]
-    model = models["resnet"]
-    whole = seconds(
-        lambda: compressor.compress(model, data.calibrate, data.tune, data.judge, keep="params=0.45", align=1)
-    )
     content = {
         "stages": rows,
         "path_of_4096_units_seconds": wide_layer(),
-        "compress_resnet_keep_seconds": whole,
+        "compress": [
+            whole_run("resnet", models["resnet"], data, {"keep": "params=0.45"}),
+            whole_run("vgg", models["vgg"], data, {"max_drop": 1.0}),
+        ],
     }
     measuring.write(content, given.out)
     print(json.dumps(content, indent=1))

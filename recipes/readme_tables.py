@@ -92,12 +92,15 @@ def costs(content: dict[str, Any]) -> str:
     lines = ["| network | statistics / forward + backward | all paths / statistics |", "|---|---|---|"]
     for row in content["stages"]:
         lines.append(f"| {row['network']} | {row['statistics_over_plain']:.2f} | {row['paths_over_statistics']:.2f} |")
-    wide, whole = content["path_of_4096_units_seconds"], content["compress_resnet_keep_seconds"]
-    lines += [
-        "",
-        f"The path of a layer of 4,096 units: {wide:.0f} s; all of `compress --keep` on the resnet: {whole:.0f} s",
-    ]
-    return "\n".join(lines) + f" ({content['threads']} threads)."
+    lines += ["", "| `compress` | seconds | of these, in the stages that take most |", "|---|---|---|"]
+    for row in content["compress"]:
+        asked = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["options"].items())
+        stages = {name: value for name, value in row["seconds"].items() if name != "total"}
+        most = sorted(stages, key=lambda name: -stages[name])[:4]
+        parts = ", ".join(f"{name} {stages[name]:.0f}" for name in most)
+        lines.append(f"| {row['network']} {asked} | {row['seconds']['total']:.0f} | {parts} |")
+    wide = content["path_of_4096_units_seconds"]
+    return "\n".join([*lines, "", f"The path of a layer of 4,096 units: {wide:.0f} s ({content['threads']} threads)."])
 
 
 def compare(contents: dict[str, dict[str, Any]]) -> str:
