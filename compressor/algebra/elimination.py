@@ -80,18 +80,26 @@ class TapState:
         self._used_h = self._used_m = 0
         self._left_h, self._right_h = self.inverse.new_empty(2, room, size)
         self._left_m, self._right_m = self.inverse.new_empty(2, 2 * room, size)
+        self._views = self._shared()
 
-    def costs(self) -> Tensor:
+    def _shared(self) -> list[np.ndarray] | None:
+        """Arrays on the memory that `_drop_one` changes; None where units have several regressors, or on a device."""
+        if self._index.shape[1] > 1 or self.inverse.device.type != "cpu":
+            return None
+        pending = (self._left_h, self._right_h, self._left_m, self._right_m)
+        return [x.numpy() for x in (self.inverse, self.weight, *pending, self._inverse_blocks, self._weight_blocks)]
+
+    def costs(self) -> np.ndarray:
         """(U,) predicted loss of dropping each unit now (unit order of `units`); 0 where already dropped."""
         if self._cost is not None:
             return self._cost
         if self._index.shape[1] == 1:
-            cost = (self._weight_blocks / self._inverse_blocks.clamp_min(1e-300)).reshape(-1)
+            cost = (self._weight_blocks / self._inverse_blocks.clamp_min(1e-300)).view(-1)
         else:
             filler = torch.eye(self._index.shape[1], dtype=self.inverse.dtype, device=self.inverse.device)
             blocks = torch.where(self._alive[:, None, None] > 0, self._inverse_blocks, filler)
             cost = torch.linalg.solve(blocks, self._weight_blocks).diagonal(dim1=1, dim2=2).sum(1)
-        self._cost = cost.clamp_min_(0) * self._alive
+        self._cost = np.maximum(_numbers(cost), 0) * self._live
         return self._cost
 
     def drop(self, unit: int) -> None:
@@ -99,30 +107,31 @@ class TapState:
         place = self._local.get(unit)
         if place is None or not self._live[place]:
             return
-        if self._index.shape[1] == 1:
-            self._drop_one(int(self._index[place, 0]))
+        if self._views is not None:
+            self._drop_one(int(self._index[place, 0]), self._views)
         else:
             self._drop_block(self._on_device(self._index[place][~self._pad[place]]))
+            self._alive[place] = 0.0
         self._live[place] = False
-        self._alive[place] = 0.0
         self._cost = None
         if self._used_h >= PENDING:
             self._apply()
 
-    def _drop_one(self, at: int) -> None:
-        """The same as `_drop_block` for one regressor, with vectors: half of the time of small layers is overhead."""
+    def _drop_one(self, at: int, views: list[np.ndarray]) -> None:
+        """The same as `_drop_block` for one regressor on the CPU: small steps, mostly overhead if done in torch."""
         h, m = self._used_h, self._used_m
-        row_h = torch.addmv(self.inverse[at], self._right_h[:h].T, self._left_h[:h, at], alpha=-1)
-        row_m = torch.addmv(self.weight[at], self._right_m[:m].T, self._left_m[:m, at], alpha=-1)
-        ratio, left, right = self._right_h[h], self._left_m, self._right_m
-        torch.div(row_h, row_h[at], out=ratio)
-        self._left_h[h], left[m], right[m], left[m + 1] = row_h, row_m, ratio, ratio
-        torch.sub(row_m, row_m[at] * ratio, out=right[m + 1])
+        inverse, weight, left_h, right_h, left_m, right_m, inverse_blocks, weight_blocks = views
+        row_h = inverse[at] - left_h[:h, at] @ right_h[:h]
+        row_m = weight[at] - left_m[:m, at] @ right_m[:m]
+        ratio, rest = right_h[h], right_m[m + 1]
+        np.divide(row_h, row_h[at], out=ratio)
+        np.subtract(row_m, row_m[at] * ratio, out=rest)
+        left_h[h], left_m[m], right_m[m], left_m[m + 1] = row_h, row_m, ratio, ratio
         self._used_h, self._used_m = h + 1, m + 2
-        entries = self._entries[:, 0]
+        entries = self._index[:, 0]
         share = ratio[entries]
-        self._inverse_blocks[:, 0, 0].addcmul_(row_h[entries], share, value=-1)
-        self._weight_blocks[:, 0, 0].addcmul_((row_m + right[m + 1])[entries], share, value=-1)
+        inverse_blocks[:, 0, 0] -= row_h[entries] * share
+        weight_blocks[:, 0, 0] -= (row_m + rest)[entries] * share
 
     def _drop_block(self, chosen: Tensor) -> None:
         h, m = self._used_h, self._used_m
@@ -172,6 +181,11 @@ class TapState:
         self._place()
 
 
+def _numbers(values: Tensor) -> np.ndarray:
+    """Costs from where they were computed, to be compared on the CPU."""
+    return values.cpu().double().numpy()
+
+
 def eliminate(
     taps: list[TapState], group_of: Tensor | np.ndarray, worth: Tensor | None = None
 ) -> tuple[list[int], list[float]]:
@@ -183,13 +197,13 @@ def eliminate(
     groups = np.asarray(group_of)
     left = np.bincount(groups, minlength=int(groups.max(initial=-1)) + 1)
     blocked = left[groups] <= 1
-    scale = torch.ones(len(groups), dtype=torch.float64) if worth is None else worth.cpu().double().clamp_min(1e-12)
+    scale = np.ones(len(groups)) if worth is None else worth.cpu().double().clamp_min(1e-12).numpy()
     order: list[int] = []
     increments: list[float] = []
     while not blocked.all():
-        cost = torch.zeros(len(groups), dtype=torch.float64)
+        cost = np.zeros(len(groups))
         for tap in taps:  # those that changed are costed anew, the others' costs are kept
-            cost.index_add_(0, torch.from_numpy(tap.units), tap.costs().cpu().double())
+            cost[tap.units] += tap.costs()  # a tap has each unit once
         unit, increment = _cheapest(cost, scale, blocked)
         order.append(unit)
         increments.append(increment)
@@ -202,8 +216,7 @@ def eliminate(
     return order, increments
 
 
-def _cheapest(cost: Tensor, scale: Tensor, blocked: np.ndarray) -> tuple[int, float]:
+def _cheapest(cost: np.ndarray, scale: np.ndarray, blocked: np.ndarray) -> tuple[int, float]:
     """The first of the units that cost least per worth, and its cost."""
-    rate = (cost / scale).masked_fill(torch.from_numpy(blocked), torch.inf)
-    unit = int(np.argmin(rate.numpy()))
+    unit = int(np.argmin(np.where(blocked, np.inf, cost / scale)))
     return unit, float(cost[unit])
