@@ -41,12 +41,14 @@ def _example(loaded: LoadedModel, shape: str | None, spec: str) -> torch.Tensor:
     if known is None:
         raise UsageError(f"inspect {spec}", "no input shape", "--input", "for example --input 3,224,224")
     generator = torch.Generator().manual_seed(0)
+    if loaded.vocabulary is not None:
+        return torch.randint(loaded.vocabulary, (2, *known), generator=generator)
     return torch.randn(2, *known, generator=generator)
 
 
 def inspect_model(spec: str, shape: str | None = None, checkpoint: str | None = None) -> dict[str, Any]:
     """Units, groups and reasons of a model, proven by dry runs on random inputs of its shape."""
-    if checkpoint is None and spec.startswith("torchvision:") and "weights=" not in spec:
+    if checkpoint is None and spec.startswith(("torchvision:", "timm:")) and "weights=" not in spec:
         spec += "&weights=none" if "?" in spec else "?weights=none"  # the layout does not depend on the weights
     loaded = load_model(spec, checkpoint, load_bundle=open_bundle)
     inputs = _example(loaded, shape, spec)

@@ -35,7 +35,8 @@ FAULT = 70
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="torchvision:NAME, file.py:factory, package.module:factory or a bundle folder"
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, file.py:factory, package.module:factory or a bundle",
     ),
 ]
 DataOption = Annotated[
@@ -266,11 +267,9 @@ def verify(
 ) -> None:  # fmt: skip
     """Judge a bundle and its ONNX file against the original again, on the judge part of DATA."""
     from compressor.report.judged import verify_view
-    from compressor.sources.data import load_data
-    from compressor.verification import recorded, verify_bundle
+    from compressor.verification import verify_named
 
-    used = recorded(Path(folder)).seed if seed is None else seed
-    found = verify_bundle(Path(folder), load_data(data, seed=used).judge, checkpoint=checkpoint)
+    found = verify_named(Path(folder), data, seed, checkpoint)
     _emit(found.as_dict(), lambda: verify_view(found.as_dict()), as_json)
     raise typer.Exit(EXIT[found.worst.value])
 

@@ -136,13 +136,13 @@ def loaded(job: Job, folder: Path, report: Report) -> tuple[Data, LoadedModel]:
     report("load", 0.0)
     _refuse_own_inputs(job, folder)
     with in_turn():
-        data = load_data(job.data, seed=job.options.seed, base=job.base)
+        model = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
+        prepared: dict[str, Any] = {"seed": job.options.seed, "base": job.base, "transform": model.transform}
+        data = load_data(job.data, **prepared)
         if job.unlabelled is not None:
-            more = load_unlabelled(job.unlabelled, seed=job.options.seed, base=job.base)
-            data = with_unlabelled(data, more, job.unlabelled)
+            data = with_unlabelled(data, load_unlabelled(job.unlabelled, **prepared), job.unlabelled)
         if not job.options.exact and not job.analyze:
             report(f"{NOTE}Before work: {decidable(len(data.judge), job.options.confidence)}", 1.0)
-        model = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
     _refuse_differences(model.model, data)
     only_first(lambda: _remember_code(job))
     return data, model
@@ -210,11 +210,11 @@ def short_name(spec: str) -> str:
 
 
 def _content(spec: str, base: Path) -> str | None:
-    """sha256 of the file behind a spec: Python file, checkpoint, or manifest (which has that of a bundle's weights)."""
+    """sha256 of the file behind a spec: Python or ONNX file, checkpoint, weights, or manifest (which has theirs)."""
     head = spec.partition("?")[0]
-    for place in (head, head.rpartition(":")[0]):
+    for place in (head, head.rpartition(":")[0], head.partition(":")[2]):
         path = base / Path(place).expanduser()
-        for file in (path, path / "manifest.json"):
+        for file in (path, path / "manifest.json", path / "model.safetensors", path / "config.json"):
             if place and file.is_file():
                 return file_sha256(file)
     return None

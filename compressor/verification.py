@@ -18,7 +18,8 @@ from compressor.records import Verdict
 from compressor.report.record import Record, VerdictPart, read_record
 from compressor.sources.checkpoint import file_sha256
 from compressor.sources.consent import refuse_unknown_spec
-from compressor.sources.models import load_model
+from compressor.sources.data import load_data
+from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.samples import Samples, as_samples
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.judge import judge, judge_outputs
@@ -95,7 +96,7 @@ def verify_bundle(
     data: Any,
     *,
     factory: Callable[..., nn.Module] | None = None,
-    original: nn.Module | None = None,
+    original: nn.Module | LoadedModel | None = None,
     checkpoint: str | Path | None = None,
 ) -> Verification:
     """Judge the bundle in `folder` on all of `data` (anything `as_samples` takes), as its record asked.
@@ -109,6 +110,7 @@ def verify_bundle(
     small = open_bundle(folder, factory)
     samples: Samples = as_samples(data, "judge data")
     whole = original if original is not None else original_of(folder, record, checkpoint)
+    whole = whole.model if isinstance(whole, LoadedModel) else whole
     before = outputs_of(whole, samples)
     verdict = rejudged(before, outputs_of(small, samples, check=False), record.verdict)
     onnx = None
@@ -116,6 +118,20 @@ def verify_bundle(
         file = OnnxModel(folder / ONNX, threads=torch.get_num_threads())
         onnx = rejudged(before, outputs_of(file, samples, check=False), record.verdict, file=True)
     return Verification(verdict, onnx, len(samples), unchanged, samples.fingerprint == record.data.judge)
+
+
+def verify_named(
+    folder: Path, data: str, seed: int | None = None, checkpoint: str | Path | None = None
+) -> Verification:
+    """The same on the judge part of the data that a DATA spec names, prepared as the original's weights need it.
+
+    `seed` says how the data is cut; None as in the run.
+    """
+    record = recorded(folder)
+    original = original_of(folder, record, checkpoint)
+    used = record.seed if seed is None else seed
+    samples = load_data(data, seed=used, transform=original.transform).judge
+    return verify_bundle(folder, samples, original=original, checkpoint=checkpoint)
 
 
 def recorded(folder: Path) -> Record:
@@ -132,7 +148,7 @@ def recorded(folder: Path) -> Record:
     return record
 
 
-def original_of(folder: Path, record: Record, checkpoint: str | Path | None = None) -> nn.Module:
+def original_of(folder: Path, record: Record, checkpoint: str | Path | None = None) -> LoadedModel:
     """The original network with its weights, from what the record names; works from any directory.
 
     Raises SourceError where it cannot be had, or is another one than was compressed.
@@ -154,7 +170,7 @@ def original_of(folder: Path, record: Record, checkpoint: str | Path | None = No
             )  # fmt: skip
     spec = _anywhere(record.source)
     refuse_unknown_spec(spec, f"record of '{folder}', source")
-    return load_model(spec, weights, seed=record.seed, load_bundle=open_bundle).model
+    return load_model(spec, weights, seed=record.seed, load_bundle=open_bundle)
 
 
 def _anywhere(source: Mapping[str, Any]) -> str:

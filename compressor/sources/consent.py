@@ -25,6 +25,9 @@ from compressor.sources.network import cache_folder
 _MOST = 1000
 """Callables that are remembered, the newest ones."""
 
+_NO_CODE = ("torchvision", "timm", "hf", "onnx", "imagefolder")
+"""Schemes of specs that name no Python code of the user's."""
+
 _named: set[str] = set()
 _consent: ContextVar[Callable[[str], None] | None] = ContextVar("consent", default=None)
 
@@ -106,7 +109,7 @@ def refuse_unknown_spec(spec: str, named_in: str, base: Path | None = None) -> N
     except UsageError as error:
         raise SourceError(named_in, error.got, error.expected, "do not use it; get it again.") from None
     folder = (base or Path.cwd()) / Path(head).expanduser()
-    if head.partition(":")[0] in ("torchvision", "imagefolder") or (folder / "manifest.json").is_file():
+    if head.partition(":")[0] in _NO_CODE or (folder / "manifest.json").is_file():
         return
     refuse_unknown_factory(head, arguments, named_in, base)
 

@@ -51,7 +51,9 @@ def _found(spec: str, base: Path | None, transform: Callable[[Any], Any] | None)
     return factory.call(arguments)
 
 
-def load_unlabelled(spec: str, *, seed: int = 0, base: Path | None = None) -> Samples:
+def load_unlabelled(
+    spec: str, *, seed: int = 0, base: Path | None = None, transform: Callable[[Any], Any] | None = None
+) -> Samples:
     """The inputs that a DATA spec names, for recovery: all of a data set; of a mapping its `train` and `calibrate`.
 
     Raises as `load_data`.
@@ -59,7 +61,7 @@ def load_unlabelled(spec: str, *, seed: int = 0, base: Path | None = None) -> Sa
     if split_query(spec)[0] in NAMED:
         data = load_data(spec, seed=seed, base=base)
         return joined([data.calibrate] if data.train is None else [data.train, data.calibrate])
-    found = _found(spec, base, None)
+    found = _found(spec, base, transform)
     if not isinstance(found, Mapping):
         return as_samples(found, "unlabelled data")
     parts = [as_samples(found[name], f"{name} data") for name in ("train", "calibrate") if name in found]

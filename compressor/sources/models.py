@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,23 +13,24 @@ import torchvision
 from torch import nn
 
 from compressor.errors import ModelError, SourceError, UsageError
+from compressor.sources import hf_models, timm_models
 from compressor.sources.accept import same_random_state
+from compressor.sources.built import Built, bounded
 from compressor.sources.checkpoint import apply_state, file_sha256, load_state
 from compressor.sources.consent import named_by_user
 from compressor.sources.factories import Argument, Factory, find_factory, meant, split_query
 from compressor.sources.network import impatient
 
-_LATER = {"timm": "timm models", "hf": "Hugging Face models", "onnx": "ONNX files as input"}
 _WHEN_PRETRAINED: Mapping[str, dict[str, Argument]] = {
     "googlenet": {"transform_input": True, "aux_logits": False},
     "inception_v3": {"transform_input": True},
 }
 """What torchvision's builders set aside when they load weights, and an empty rebuild has to repeat."""
+_LIBRARIES: Mapping[str, Any] = {"timm": timm_models, "hf": hf_models}
 
-MOST_PARAMETERS = 2**30
-"""Of a torchvision network that a bundle names (the largest one has 0.65 billion)."""
+Kind = Literal["torchvision", "timm", "hf", "onnx", "file", "package", "bundle"]
 
-Kind = Literal["torchvision", "file", "package", "bundle"]
+FORMS = "torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, onnx:FILE, path/file.py:factory, package.module:factory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Source:
     spec: str
     kind: Kind
     place: str
-    """The torchvision name, the absolute path of the Python file, the module, or the bundle's folder."""
+    """The library's name for it, the absolute path of the Python or ONNX file, the module, or the bundle's folder."""
     name: str = ""
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     sha256: str | None = None
-    """Of the Python file."""
+    """Of the Python or ONNX file."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form; `Source.from_dict` reads it back."""
@@ -65,6 +65,8 @@ class Source:
                 return _checked_module(factory(**self.arguments), self.spec)
             if self.kind == "torchvision":
                 return _empty_torchvision(self.place, self.arguments)
+            if self.kind in _LIBRARIES:
+                return _LIBRARIES[self.kind].empty(self.place, dict(self.arguments))
             if self.kind == "bundle":
                 raise UsageError(self.spec, "a bundle", "a source of code", "load the bundle itself.")
             self._refuse_changed_file()
@@ -98,6 +100,8 @@ class LoadedModel:
     """Of the checkpoint file that was loaded into it."""
     trained: bool = True
     """False if the weights are as initialised: no checkpoint was given, none comes with the name."""
+    vocabulary: int | None = None
+    """Of a network that reads token numbers: how many there are."""
 
 
 def load_model(
@@ -116,18 +120,12 @@ def load_model(
     """
     head, arguments = split_query(spec)
     scheme, _, rest = head.partition(":")
-    if scheme in _LATER:
-        raise UsageError(
-            f"model {spec!r}",
-            f"scheme {scheme!r}",
-            f"torchvision:NAME, path/file.py:factory, package.module:factory or a bundle; {_LATER[scheme]} "
-            "are not supported in this version",
-            "write a factory (a function that returns the nn.Module) and give `file.py:factory`.",
-        )
     with same_random_state():
         torch.manual_seed(seed)
         if scheme == "torchvision":
             loaded = _from_torchvision(spec, rest, arguments, pretrained=checkpoint is None)
+        elif scheme in _LIBRARIES and rest:
+            loaded = _from_library(spec, scheme, rest, arguments, checkpoint is None, base or Path.cwd())
         elif is_bundle(path := (base or Path.cwd()) / Path(head).expanduser()):
             loaded = _from_bundle(spec, path, load_bundle)
         else:
@@ -195,6 +193,16 @@ def _from_torchvision(spec: str, name: str, given: dict[str, Argument], pretrain
     return LoadedModel(model.eval(), source, (3, size, size), transform, trained=choice is not None or not pretrained)
 
 
+def _from_library(
+    spec: str, kind: Any, name: str, arguments: dict[str, Argument], pretrained: bool, base: Path
+) -> LoadedModel:
+    made: Built = _LIBRARIES[kind].load(spec, name, arguments, pretrained, base)
+    source = Source(made.spec, kind, made.place, arguments=made.arguments, sha256=made.sha256)
+    return LoadedModel(
+        made.model, source, made.input_shape, made.transform, trained=made.trained, vocabulary=made.vocabulary
+    )
+
+
 def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -214,11 +222,7 @@ def _empty_torchvision(name: str, arguments: Mapping[str, Argument]) -> nn.Modul
     try:
         if {"weights", "weights_backbone", "progress"} & set(arguments):
             raise ValueError("weights among the arguments that shape the network")
-        with suppress(NotImplementedError), torch.device("meta"):  # some builders compute widths with tensors
-            size = sum(p.numel() for p in builder(**kwargs).parameters())
-            if size > MOST_PARAMETERS:
-                raise ValueError(f"{size:,} parameters")
-        return builder(**kwargs).eval()
+        return bounded(lambda: builder(**kwargs)).eval()
     except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, LookupError, MemoryError) as error:
         said = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise SourceError(
@@ -255,7 +259,7 @@ def _from_factory(
 
 def _not_a_model(spec: str, head: str, base: Path | None) -> SourceError | UsageError:
     path = (base or Path.cwd()) / Path(head).expanduser()
-    forms = "torchvision:NAME, path/file.py:factory, package.module:factory or a bundle's folder"
+    forms = f"{FORMS} or a bundle's folder"
     if path.is_dir():
         return SourceError(f"model {spec!r}", "a folder without manifest.json", "a bundle", "check the path.")
     if path.is_file() and path.suffix == ".py":

@@ -142,9 +142,6 @@ def test_torchvision_cached_weights_are_used_and_rebuilt(monkeypatch, tmp_path: 
 @pytest.mark.parametrize(
     ("spec", "kind", "words"),
     [
-        ("timm:resnet50", UsageError, "not supported in this version"),
-        ("hf:bert", UsageError, "not supported in this version"),
-        ("onnx:a.onnx", UsageError, "not supported in this version"),
         ("torchvision:resnet19", SourceError, "did you mean 'resnet1"),
         ("torchvision:resnet18?weights=best", SourceError, "IMAGENET1K_V1"),
         ("torchvision:resnet18?weights=none&wide=3", SourceError, "wide"),
