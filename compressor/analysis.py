@@ -18,6 +18,7 @@ from compressor.sources.checkpoint import file_sha256
 from compressor.sources.models import LoadedModel, load_model
 from compressor.stages import floating
 from compressor.units.check import checked
+from compressor.units.dense import with_dense_attention
 from compressor.units.inspect import describe
 from compressor.units.trace import trace
 from compressor.verification import ONNX, RECORD, open_bundle
@@ -52,7 +53,8 @@ def inspect_model(spec: str, shape: str | None = None, checkpoint: str | None = 
         spec += "&weights=none" if "?" in spec else "?weights=none"  # the layout does not depend on the weights
     loaded = load_model(spec, checkpoint, load_bundle=open_bundle)
     inputs = _example(loaded, shape, spec)
-    graph = checked(loaded.model, trace(loaded.model, inputs), inputs)
+    model = with_dense_attention(loaded.model, inputs, normal=False)
+    graph = checked(model, trace(model, inputs), inputs)
     return {"model": spec, "input": list(inputs.shape[1:]), **describe(graph)}
 
 

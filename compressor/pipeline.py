@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from compressor.attention.known import plain_again
 from compressor.candidates import timed
 from compressor.clock import missed
 from compressor.judgement import finished, judge_candidates, judge_plain
@@ -18,7 +19,7 @@ from compressor.planning.allocation import Allocator
 from compressor.planning.search import LIMIT, search
 from compressor.records import Finding, Plan
 from compressor.sources.splits import Data
-from compressor.stages import Report, silent
+from compressor.stages import Report, opened_attention, silent
 from compressor.surgery.exact import exact_compress
 from compressor.units.graph import UnitGraph
 from compressor.units.sizes import size_of
@@ -43,6 +44,7 @@ def compress(model: nn.Module, data: Data, options: Options, report: Report = si
     else:
         outcome = _lossy(start)
     outcome.model = finished(copy.deepcopy(model) if outcome.model is model else outcome.model, model)
+    outcome.model = plain_again(outcome.model, model)
     start.seconds["total"] = round(time.perf_counter() - started, 3)
     outcome.seconds = start.seconds
     return outcome
@@ -80,7 +82,8 @@ def _lossy(start: Start) -> Outcome:
 
 def _exact(start: Start) -> Outcome:
     """Remove what is certified, and compare the outputs themselves."""
-    model, graph, data, report = start.model, start.graph, start.data, start.report
+    graph, data, report = start.graph, start.data, start.report
+    model = opened_attention(start.model, data.calibrate)
     samples = some(data.calibrate, 256)
     inputs, _ = samples.batch(torch.arange(len(samples)))
     with timed(start.seconds, "exact"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -23,6 +24,7 @@ from compressor.surgery.landing import Landing, landings
 from compressor.surgery.operate import operate
 from compressor.surgery.refit import Refit, bytes_per_chunk
 from compressor.units.check import certify, checked
+from compressor.units.dense import with_dense_attention
 from compressor.units.graph import UnitGraph, clusters
 from compressor.units.program import Program, record
 from compressor.units.sizes import Sizes, SizeTable
@@ -70,12 +72,19 @@ def floating(model: nn.Module) -> torch.dtype:
 
 def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
     """Traced and proven units of a working copy, on the first samples."""
+    cpu_model, inputs = copy.deepcopy(model).cpu(), _first_inputs(model, samples)
+    return checked(cpu_model, trace(cpu_model, inputs), inputs, seed)
+
+
+def opened_attention(model: nn.Module, samples: Samples) -> nn.Module:
+    """The model with its attention in dense form (itself where it has none), proven on the first samples."""
+    return with_dense_attention(model, _first_inputs(model, samples))
+
+
+def _first_inputs(model: nn.Module, samples: Samples) -> Any:
     inputs, _ = samples.batch(torch.arange(min(2, len(samples))))
-    device, dtype = next(model.parameters()).device, floating(model)
-    inputs = pytree.tree_map(lambda t: t.to(device, dtype if t.is_floating_point() else None), inputs)
-    cpu_model = copy.deepcopy(model).cpu()
-    cpu_inputs = pytree.tree_map(lambda t: t.cpu(), inputs)
-    return checked(cpu_model, trace(cpu_model, cpu_inputs), cpu_inputs, seed)
+    dtype = floating(model)
+    return pytree.tree_map(lambda t: t.cpu().to(dtype if t.is_floating_point() else None), inputs)
 
 
 @dataclass
@@ -138,7 +147,8 @@ class Workshop:
         intercepts = {name: spot.intercept for name, spot in self.spots.items()}
         worth = self.sizes.saving(measure, Allocator(self.graph, [], self.sizes).full())
         found = []
-        joined = clusters(self.graph)
+        read = np.concatenate([tap.units for tap in self.graph.taps])
+        joined = [c for c in clusters(self.graph) if any(np.isin(group.units, read).any() for group in c)]
         for i, cluster in enumerate(joined):
             found.append(find_path(self.model, self.graph, cluster, self.statistics, intercepts, worth, RIDGE))
             report("paths", (i + 1) / len(joined))

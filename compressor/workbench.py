@@ -30,7 +30,7 @@ from compressor.planning.timing import LATENCY
 from compressor.sources.models import refuse_infinite_weights
 from compressor.sources.samples import Samples, joined
 from compressor.sources.splits import Data, refuse_labels
-from compressor.stages import Report, Workshop, find_units, pick_device, silent, working_copy
+from compressor.stages import Report, Workshop, find_units, opened_attention, pick_device, silent, working_copy
 from compressor.units.graph import UnitGraph
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.judge_data import refuse_overlap
@@ -78,6 +78,7 @@ def prepare(model: nn.Module, data: Data, options: Options, report: Report = sil
         refuse_overlap(data.judge, {"calibrate": data.calibrate, "tune": data.tune, **extra})
     with timed(seconds, "units"):
         report("units", 0.0)
+        work = opened_attention(work, data.calibrate)
         graph = find_units(work, data.calibrate, options.seed)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")

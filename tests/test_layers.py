@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "compressor"
 STOREYS = (
     "errors records",
     "algebra",
+    "attention",
     "units",
     "sources",
     "observe",

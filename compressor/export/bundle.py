@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from compressor.errors import ModelError, SourceError, UsageError
 from compressor.export.files import replacing, to_json, write_json
 from compressor.export.manifest import MANIFEST, WEIGHTS, Manifest, Weights, read_manifest
-from compressor.export.widths import compare, different, rebuild, resized, tensors
+from compressor.export.widths import compare, different, rebuild, resized, tensors, with_attention
 from compressor.records import SCHEMA_VERSION
 from compressor.sources.accept import same_random_state
 from compressor.sources.consent import refuse_unknown_code
 from compressor.sources.models import Source
+from compressor.units.heads import attentions
 
 SourceLoader = Callable[[dict[str, Any]], nn.Module]
 """The `source` of a manifest -> the original's architecture, with any weights."""
@@ -75,6 +76,9 @@ def save_bundle(
         first = read_manifest(str(source.get("place")))
         source, original = first.source, source_loader(dict(first.source))
     stored, tied, transient = _contents(small, original)
+    known = set(attentions(original))
+    attention = [name for name in attentions(small) if name not in known]
+    original = with_attention(original, attention)
     widths = compare(original, small)
     left = compare(resized(original, widths), small)
     if not left.empty:
@@ -100,6 +104,7 @@ def save_bundle(
         source=json.loads(to_json(source)),
         weights=weights,
         widths=widths,
+        attention=attention,
         tied=tied,
         transient=transient,
     )

@@ -95,7 +95,8 @@ class Weights(_Strict):
 class Manifest(_Strict):
     """What `manifest.json` holds.
 
-    `tied` maps a name to the stored name of the same tensor; `transient` lists buffers that are no part of
+    `attention` lists the attention modules of the source that are written as `DenseAttention` before anything is
+    resized. `tied` maps a name to the stored name of the same tensor; `transient` lists buffers that are no part of
     the state dict but differ from the source's, and are therefore stored too.
     """
 
@@ -103,6 +104,7 @@ class Manifest(_Strict):
     source: dict[str, JsonValue]
     weights: Weights
     widths: Widths
+    attention: Annotated[list[Name], Field(max_length=10_000)] = []
     tied: dict[Name, Name] = {}
     transient: list[Name] = []
 

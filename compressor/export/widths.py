@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from compressor.attention.known import rewritten
 from compressor.errors import ModelError, SourceError
 from compressor.export.manifest import (
     Added,
@@ -56,7 +57,20 @@ def rebuild(original: nn.Module, manifest: Manifest | Mapping[str, Any]) -> nn.M
     """
     if not isinstance(manifest, Manifest):
         manifest = parse_manifest(manifest)
-    return resized(original, manifest.widths)
+    return resized(with_attention(original, manifest.attention), manifest.widths)
+
+
+def with_attention(original: nn.Module, names: Sequence[str]) -> nn.Module:
+    """A copy with these attention modules in dense form; the same object without names.
+
+    Raises SourceError where one of them is no attention that has a dense form.
+    """
+    if not names:
+        return original
+    try:
+        return rewritten(copy.deepcopy(original), list(names))
+    except (AttributeError, ValueError) as error:
+        raise different("attention", str(error), "attention modules by these names") from None
 
 
 def resized(original: nn.Module, widths: Widths) -> nn.Module:

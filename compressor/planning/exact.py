@@ -10,10 +10,11 @@ Shape letters: U units, D dropped units, K kept units.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -156,6 +157,7 @@ class _Search:
         layouts = {group.name: spots(graph, group) for group in graph.groups if group.frozen is None}
         self.layouts = {name: found for name, found in layouts.items() if found}
         self.groups = [group for group in graph.groups if group.name in self.layouts]
+        self.untapped = [group for group in graph.groups if layouts.get(group.name) == []]
         self.generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(sample_count(inputs), generator=self.generator)
         half = max(1, len(order) // 2)
@@ -168,7 +170,7 @@ class _Search:
 
     def run(self) -> ExactPlan:
         if not self.groups:
-            return ExactPlan({}, (), (), (), (), (0, 0))
+            return self._plan([self._unread(group) for group in self.untapped])
         per_sample = self._rows_per_sample()
         fit_size, held_size = self._sizes(per_sample)
         fit = self._part(self.first, fit_size, 1)
@@ -183,16 +185,31 @@ class _Search:
         self._certify(claims, fit, store)
         del store
         good = self._judge({name: c for name, c in claims.items() if len(c)}, held)
-        folds, findings = [], []
-        for group in self.groups:
-            fold, found = self._fold(group, claims[group.name], good.get(group.name))
-            findings += found
-            folds += [fold] if fold is not None else []
+        made = [self._fold(group, claims[group.name], good.get(group.name)) for group in self.groups]
+        made += [self._unread(group) for group in self.untapped]
+        return self._plan(made, silent, few, (len(fit), self.judged))
+
+    def _plan(
+        self,
+        made: list[tuple[Fold | None, list[Finding]]],
+        silent: Sequence[tuple[str, int]] = (),
+        few: Sequence[str] = (),
+        sizes: tuple[int, int] = (0, 0),
+    ) -> ExactPlan:
+        folds = tuple(fold for fold, _ in made if fold is not None)
+        findings = tuple(finding for _, found in made for finding in found)
         kept = {fold.group: fold.kept for fold in folds}
         gone = {(fold.group, unit) for fold in folds for unit in fold.dropped}
-        silent = [Finding(name, unit, "silent", 0.0) for name, unit in silent if (name, unit) not in gone]
-        sizes = (len(fit), self.judged)
-        return ExactPlan(kept, tuple(folds), tuple(findings), tuple(silent), tuple(few), sizes)
+        quiet = tuple(Finding(name, unit, "silent", 0.0) for name, unit in silent if (name, unit) not in gone)
+        return ExactPlan(kept, folds, findings, quiet, tuple(few), sizes)
+
+    def _unread(self, group: Group) -> tuple[Fold | None, list[Finding]]:
+        """Units that no single layer reads (query dimensions): certified by weights or not at all."""
+        gone = self.unread[group.units].copy()
+        gone[0] &= not gone.all()
+        kept, dropped = (tuple(np.flatnonzero(part).tolist()) for part in (~gone, gone))
+        findings = [Finding(group.name, unit, "removable", 0.0) for unit in dropped]
+        return (Fold(group.name, kept, dropped, {}, {}) if dropped else None), findings
 
     def _watched(self, batches: Any) -> Iterator[tuple[int, Any]]:
         for count, inputs in batches:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressor.units.cut import positions
-from compressor.units.graph import UnitGraph
-from compressor.units.sizes import Sizes
+from compressor.units.graph import UnitGraph, axis_lines
+from compressor.units.sizes import Sizes, owned_by
 
 LATENCY = "latency"
 """The measure that `TimedSizes` adds; in microseconds of one call."""
@@ -61,9 +61,7 @@ class TimedSizes:
     """
 
     def __init__(self, sizes: Sizes, graph: UnitGraph, layers: Sequence[LayerTimes], rest: float, block: int) -> None:
-        lines: dict[str, dict[int, np.ndarray]] = {}
-        for axis in graph.axes:
-            lines.setdefault(axis.tensor, {})[axis.axis] = axis.units
+        lines = axis_lines(graph.axes)
         self._plain, self._n, self._block, self._rest = sizes, graph.n_units, block, rest
         self._layers = [(layer, _lines(layer, lines.get(layer.weight, {}))) for layer in layers]
         self._entering = max(sum(layer.entering for layer in layers), 1.0)
@@ -75,8 +73,8 @@ class TimedSizes:
         time, entering = 0.0, 0.0
         for layer, lines in self._layers:
             counts = [len(positions(line, mask)) for line in lines]
-            time += float(layer.at(*(self._up(count, len(line)) for count, line in zip(counts, lines, strict=True))))
-            entering += layer.entering * counts[layer.reads] / len(lines[layer.reads])
+            time += float(layer.at(*(self._up(count, line.shape[-1]) for count, line in zip(counts, lines, strict=True))))
+            entering += layer.entering * counts[layer.reads] / lines[layer.reads].shape[-1]
         return time + self._rest * entering / self._entering
 
     def saving(self, measure: str, mask: np.ndarray) -> np.ndarray:
@@ -85,14 +83,14 @@ class TimedSizes:
             return self._plain.saving(measure, mask)
         saved = np.zeros(self._n)
         for layer, lines in self._layers:
-            owned = [line[line >= 0] for line in lines]
+            owned = [owned_by(line, mask) for line in lines]
             units = np.unique(np.concatenate([mine[mask[mine]] for mine in owned]))
             if not len(units):
                 continue
             counts = [len(positions(line, mask)) for line in lines]
             gone = [np.bincount(mine, minlength=self._n)[units] for mine in owned]
             less = layer.at(*(count - lost for count, lost in zip(counts, gone, strict=True)))
-            per_entry = self._rest * layer.entering / self._entering / len(lines[layer.reads])
+            per_entry = self._rest * layer.entering / self._entering / lines[layer.reads].shape[-1]
             saved[units] += layer.at(*counts) - less + per_entry * gone[layer.reads]
         return saved
 

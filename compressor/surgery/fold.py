@@ -19,7 +19,7 @@ from compressor.errors import ModelError
 from compressor.planning.exact import Fold
 from compressor.planning.reading import Spot, spots
 from compressor.units.cut import cut, keep_mask, positions
-from compressor.units.graph import Axis, Tap, UnitGraph
+from compressor.units.graph import Axis, Tap, UnitGraph, axis_lines
 
 __all__ = ["Fold", "folded"]
 
@@ -52,7 +52,8 @@ def folded(
             tap = graph.taps[place]
             out = _axis(graph, tap, "produces")
             if out is not None:
-                shift = shift[torch.from_numpy(positions(out.units, mask)).to(shift.device)]
+                line = axis_lines(graph.axes)[out.tensor][out.axis]
+                shift = shift[torch.from_numpy(positions(line, mask)).to(shift.device)]
             _add_constant(small, tap, shift, (norms or {}).get(tap.module))
     return small
 

@@ -16,7 +16,7 @@ from compressor.algebra.ridge import solve_ridge
 from compressor.observe import Statistics, TapStatistics, takes_constant
 from compressor.surgery.landing import Landing
 from compressor.units.cut import cut, keep_mask, positions
-from compressor.units.graph import Tap, UnitGraph
+from compressor.units.graph import Tap, UnitGraph, axis_lines, merged_taps
 
 
 def kept_regressors(tap: Tap, mask: np.ndarray, kernel: int) -> Tensor:
@@ -28,10 +28,12 @@ def kept_regressors(tap: Tap, mask: np.ndarray, kernel: int) -> Tensor:
 def kept_outputs(graph: UnitGraph, mask: np.ndarray) -> dict[str, Tensor]:
     """Layer -> outputs that stay, for layers that lose some."""
     found: dict[str, Tensor] = {}
+    lines = axis_lines(graph.axes)
     for axis in graph.axes:
         owner, _, leaf = axis.tensor.rpartition(".")
-        stay = positions(axis.units, mask)
-        if leaf == "weight" and axis.role == "produces" and len(stay) < len(axis.units):
+        line = lines[axis.tensor][axis.axis]
+        stay = positions(line, mask)
+        if leaf == "weight" and axis.role == "produces" and len(stay) < line.shape[-1]:
             found[owner] = torch.from_numpy(stay)
     return found
 
@@ -52,9 +54,9 @@ def operate(
     small = cut(model, graph, kept)
     mask = keep_mask(graph, kept)
     rows = kept_outputs(graph, mask)
-    for tap in graph.taps:
+    for tap in merged_taps(graph):
         measured = statistics.taps.get(tap.module)
-        if measured is None or len(positions(tap.units, mask)) == len(tap.units):
+        if measured is None or len(positions(tap.units, mask)) == tap.units.shape[-1]:
             continue
         whole: Any = model.get_submodule(tap.module)
         spot = spots[tap.module]

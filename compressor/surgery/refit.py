@@ -25,7 +25,7 @@ from compressor.surgery.landing import Landing, landings
 from compressor.surgery.lanes import Lane, last_uses, peak_bytes
 from compressor.surgery.operate import kept_outputs, kept_regressors, write_consumer
 from compressor.units.cut import keep_mask
-from compressor.units.graph import Tap, UnitGraph
+from compressor.units.graph import Tap, UnitGraph, merged_taps
 from compressor.units.program import Program, record
 
 
@@ -64,7 +64,7 @@ class Refit:
         self.original, self.small, self.ridge, self.seed = original, small, ridge, seed
         self.mask: np.ndarray = keep_mask(graph, kept)
         self.rows = kept_outputs(graph, self.mask)
-        self.taps = {tap.module: tap for tap in graph.taps}
+        self.taps = {tap.module: tap for tap in merged_taps(graph)}
         self.left = Lane.start(original, program or record(original, chunks[0]), chunks)
         self.right = Lane.start(small, record(small, chunks[0]), chunks)
         if len(self.left.program.nodes) != len(self.right.program.nodes):
@@ -155,7 +155,7 @@ class Refit:
         """Fold anew: rebuild the original input from the compressed one, then apply the original weights."""
         whole: Any = self.original.get_submodule(spot.module)
         stay = kept_regressors(tap, self.mask, 1).to(sums.xx.device)
-        start = torch.eye(len(tap.units), dtype=sums.xx.dtype, device=sums.xx.device)[:, stay]
+        start = torch.eye(tap.units.shape[-1], dtype=sums.xx.dtype, device=sums.xx.device)[:, stay]
         centred = takes_constant(tap, False, spot.intercept)
         expand, offset = sums.solve(start, self.ridge, centred)
         weight = whole.weight.detach().to(expand)

@@ -18,7 +18,7 @@ from torch import nn
 
 from compressor.errors import ModelError
 from compressor.units.cut import cut, keep_mask, positions
-from compressor.units.graph import UnitGraph
+from compressor.units.graph import UnitGraph, axis_lines, views
 from compressor.units.trace import trace
 from compressor.units.trial import Trial
 
@@ -164,15 +164,16 @@ def certify(
     for place, group in enumerate(graph.groups):
         if group.name in kept and len(kept[group.name]) > 1:
             home[group.units] = place
-    theirs = {(axis.tensor, axis.axis): axis.units for axis in new.axes}
+    theirs = views(new)
+    lines = axis_lines(graph.axes)
     wrong: dict[str, str] = {}
     pairs = [np.empty((0, 2), dtype=np.int64)]
-    for axis in graph.axes:
-        line = axis.units[positions(axis.units, mask)]
-        other = theirs.get((axis.tensor, axis.axis), np.full(len(line), -1))
+    for key, units in views(graph).items():
+        line = units[positions(lines[key[0]][key[1]], mask)]
+        other = theirs.get(key, np.full(len(line), -1))
         if len(other) != len(line):
             found = np.unique(home[line])
-            wrong.update({names[p]: f"`{axis.tensor}` has another size" for p in found.tolist() if p >= 0})
+            wrong.update({names[p]: f"`{key[0]}` has another size" for p in found.tolist() if p >= 0})
             continue
         pairs.append(np.stack([line, other], axis=1))
     distinct = np.unique(np.concatenate(pairs), axis=0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.units.graph import UnitGraph
+from compressor.units.graph import UnitGraph, axis_lines
 
 WIDTHS = {
     nn.Linear: {"out_features": 0, "in_features": 1},
@@ -31,8 +31,12 @@ def keep_mask(graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> np.ndarr
 
 
 def positions(units: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Positions of an axis that stay: those of units that stay, and those of no unit."""
-    return np.flatnonzero((units < 0) | mask[np.maximum(units, 0)])
+    """Positions of an axis that stay: those of units that stay, and those of no unit.
+
+    `units` (positions,), or (views, positions): a position stays if it stays in every view.
+    """
+    stays = (units < 0) | mask[np.maximum(units, 0)]
+    return np.flatnonzero(stays if stays.ndim == 1 else stays.all(axis=0))
 
 
 def cut(model: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> nn.Module:
@@ -40,10 +44,11 @@ def cut(model: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]])
     small = copy.deepcopy(model)
     mask = keep_mask(graph, kept)
     lines: dict[str, dict[int, np.ndarray]] = {}
-    for axis in graph.axes:
-        stay = positions(axis.units, mask)
-        if len(stay) < len(axis.units):
-            lines.setdefault(axis.tensor, {})[axis.axis] = stay
+    for name, by_axis in axis_lines(graph.axes).items():
+        for axis, units in by_axis.items():
+            stay = positions(units, mask)
+            if len(stay) < units.shape[-1]:
+                lines.setdefault(name, {})[axis] = stay
     for name, by_axis in lines.items():
         _replace(small, name, by_axis)
     for name in {name.rpartition(".")[0] for name in lines}:

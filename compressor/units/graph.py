@@ -7,7 +7,8 @@ belongs to no unit (image channels, class logits).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,14 @@ class Axis:
     axis: int
     role: Role
     units: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a weight are units, where that is known beforehand: rows of one unit have the same number."""
+
+    pattern: np.ndarray
+    role: Role
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,36 @@ class UnitGraph:
     placed: tuple[str, ...] = ()
     """Groups whose units are sliced, shuffled or split by position, so that a cut may shift them: tried
     harder."""
+
+
+def axis_lines(axes: Iterable[Axis]) -> dict[str, dict[int, np.ndarray]]:
+    """Tensor -> axis -> units of its positions: (positions,), or (views, positions) where there are several views."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for axis in axes:
+        known = found.setdefault(axis.tensor, {})
+        if axis.axis in known:
+            known[axis.axis] = np.vstack([known[axis.axis], axis.units])
+        else:
+            known[axis.axis] = axis.units
+    return found
+
+
+def views(graph: UnitGraph) -> dict[tuple[str, int, int], np.ndarray]:
+    """(tensor, axis, which view of it) -> units of its positions."""
+    found: dict[tuple[str, int, int], np.ndarray] = {}
+    for axis in graph.axes:
+        count = sum((axis.tensor, axis.axis, i) in found for i in range(2))
+        found[axis.tensor, axis.axis, count] = axis.units
+    return found
+
+
+def merged_taps(graph: UnitGraph) -> list[Tap]:
+    """One tap per consumer; where there are several views, its `units` are (views, entries)."""
+    found: dict[str, Tap] = {}
+    for tap in graph.taps:
+        known = found.get(tap.module)
+        found[tap.module] = tap if known is None else replace(tap, units=np.vstack([known.units, tap.units]))
+    return list(found.values())
 
 
 def clusters(graph: UnitGraph) -> list[list[Group]]:

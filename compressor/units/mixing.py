@@ -98,7 +98,7 @@ def pointwise(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], o
     plain = [activations[0]] if not bool((activations[0].labels >= 0).any()) else []
     for other in activations[1:]:
         if bool((other.labels >= 0).any()):
-            labels = _meet(walk, labels, other.labels.expand(shape), operation_name(node))
+            labels = meet(walk, labels, other.labels.expand(shape), operation_name(node))
         else:
             plain.append(other)
     for other in plain:
@@ -117,10 +117,10 @@ def gated(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: 
         return opaque(out)
     dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
     left, right = value.labels.chunk(2, dim)
-    return Activation(_meet(walk, left, right, "glu"))
+    return Activation(meet(walk, left, right, "glu"))
 
 
-def _meet(walk: Walk, left: Tensor, right: Tensor, name: str) -> Tensor:
+def meet(walk: Walk, left: Tensor, right: Tensor, name: str) -> Tensor:
     """Unite the labels of two operands of the same (broadcast) shape; return the labels of the result.
 
     A unit that meets several others (a mask over channels) acts on all of them and must stay; those it acts

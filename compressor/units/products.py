@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from compressor.units.labels import compact, unlabelled
+from compressor.units.mixing import meet
 from compressor.units.propagate import Activation, Parameter, Product, Walk, opaque, operation_name, rule
 
 COMPUTED = "weight is computed, not a parameter (functional weights)"
@@ -21,13 +22,17 @@ def _whole(parameter: Parameter) -> bool:
 
 def _writes(walk: Walk, name: str, axis: int, size: int, bias: Any) -> Tensor:
     """Labels of the units that a weight writes along `axis`; its bias shares them."""
-    labels = walk.found.slots.get((name, axis))
-    if labels is None:
+    labels, layout = walk.found.slots.get((name, axis)), walk.layouts.get(name)
+    if labels is None and layout is not None:
+        labels = walk.families.fresh(int(layout.pattern.max()) + 1)[torch.from_numpy(layout.pattern)]
+        walk.found.slot(name, axis, labels, layout.role)
+    elif labels is None:
         labels = walk.families.fresh(size)
         walk.found.slot(name, axis, labels, "produces")
     if isinstance(bias, Parameter):
         if len(bias.original) == 1 and _whole(bias):
-            walk.found.slot(bias.name, 0, labels, "produces")
+            reads = layout is not None and layout.role == "consumes"
+            walk.found.slot(bias.name, 0, labels, "carries" if reads else "produces")
         else:
             walk.families.freeze(labels, "bias is computed, not a parameter")
     elif isinstance(bias, Activation):
@@ -124,8 +129,14 @@ def _repeated(parameter: Parameter) -> Parameter | None:
 
 def _between_activations(walk: Walk, left: Activation, right: Activation, out: Any) -> Any:
     """Contracted units freeze; units of one side's free dimension pass through if nothing else varies
-    there."""
+    there. Inside attention whose layout is known, query dimensions meet key dimensions, and heads meet heads."""
     a, b = compact(left.labels), compact(right.labels)
+    if walk.layouts and out.dim() == 3 and a.shape == (1, 1, a.size(2)) and b.shape == (1, a.size(2), 1):
+        if bool((a >= 0).any()) and bool((b >= 0).any()):
+            meet(walk, a.squeeze(1), b.squeeze(2), "bmm")
+            return opaque(out)
+    if walk.layouts and out.dim() == 3 and a.shape == b.shape == (out.size(0), 1, 1):
+        return Activation(meet(walk, a, b, "bmm").expand(out.shape))
     if a.size(-1) > 1 or b.size(-2) > 1:
         walk.freeze([left, right], "product of two activations over units (attention)")
         return opaque(out)

@@ -8,7 +8,7 @@ freezes the units that reach it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from compressor.units.graph import Role
+from compressor.units.graph import Layout, Role
 from compressor.units.labels import Families, along, compact, normalised, unlabelled
 from compressor.units.program import Program, writes_in_place
 
@@ -166,8 +166,11 @@ class Walk:
     """One pass over a program: labels are carried along, real values are computed only where an index needs
     them."""
 
-    def __init__(self, program: Program, state: dict[str, Tensor]) -> None:
+    def __init__(
+        self, program: Program, state: dict[str, Tensor], layouts: Mapping[str, Layout] | None = None
+    ) -> None:
         self.program = program
+        self.layouts = layouts or {}
         self.found = Found({name: tensor.shape for name, tensor in state.items()})
         self.values: dict[Node, Any] = {}
         self._real: dict[Node, Any] = dict(zip(program.input_nodes, program.inputs, strict=True))

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from compressor.units.cut import keep_mask, positions
-from compressor.units.graph import UnitGraph
+from compressor.units.graph import UnitGraph, axis_lines
 
 
 class SizeTable(Protocol):
@@ -43,9 +43,7 @@ class Sizes:
 
     def __init__(self, model: nn.Module, graph: UnitGraph) -> None:
         self._n = graph.n_units
-        lines: dict[str, dict[int, np.ndarray]] = {}
-        for axis in graph.axes:
-            lines.setdefault(axis.tensor, {})[axis.axis] = axis.units
+        lines = axis_lines(graph.axes)
         parameters = dict(model.named_parameters())
         boxes = [_box(tuple(p.shape), p.numel(), lines.get(name, {})) for name, p in parameters.items()]
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -70,13 +68,20 @@ class Sizes:
             if not box.lines:
                 continue
             counts = [len(positions(line, mask)) for line in box.lines]
-            owned = [line[line >= 0] for line in box.lines]
+            owned = [owned_by(line, mask) for line in box.lines]
             units = np.unique(np.concatenate([mine[mask[mine]] for mine in owned]))
             rest = np.ones(len(units))
             for count, mine in zip(counts, owned, strict=True):
                 rest *= count - np.bincount(mine, minlength=self._n)[units]
             saved[units] += box.scale * (float(np.prod(counts, initial=1.0)) - rest)
         return saved
+
+
+def owned_by(line: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The unit of every position that has one; with several views, of every position that stays, in each view."""
+    if line.ndim > 1:
+        line = line[:, positions(line, mask)].reshape(-1)
+    return line[line >= 0]
 
 
 def size_of(work: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -3,6 +3,7 @@ be cut."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import nn
 
 from compressor.errors import ModelError
 from compressor.units import mixing, products, rules  # noqa: F401  (importing registers the rules)
-from compressor.units.graph import Role, UnitGraph
+from compressor.units.graph import Layout, Role, UnitGraph
 from compressor.units.grouping import assemble
+from compressor.units.heads import attentions, layouts, with_heads
 from compressor.units.program import Program, example_pair, named_state, record, same_shapes
 from compressor.units.propagate import Found, Walk
 
@@ -27,8 +29,13 @@ def trace(model: nn.Module, inputs: Any, program: Program | None = None) -> Unit
     Raises ModelError where the forward pass fails.
     """
     program = program or recorded_pair(model, inputs)
+    graph = _graph(model, program, layouts(model, "dimensions"))
+    return with_heads(graph, _graph(model, program, layouts(model, "heads")), model) if attentions(model) else graph
+
+
+def _graph(model: nn.Module, program: Program, layout: Mapping[str, Layout]) -> UnitGraph:
     state, _ = named_state(model)
-    found = Walk(program, state).run()
+    found = Walk(program, state, layout).run()
     _spread_elements(found)
     _freeze_unhooked(model, found, program)
     return assemble(model, found, program)

@@ -1,0 +1,141 @@
+"""What an attention's weights alone prove to be surplus, moved into dimensions and heads that nobody reads.
+
+A head's value dimensions matter only through W_o W_v, its query and key dimensions only through [W_q b_q]ᵀ W_k, and
+two heads with the same such form attend alike, so that their W_o W_v add up. Rank factorisations on rows (never on a
+Gram matrix) bring each product to its rank; what is left over is zero, for every input.
+
+Shape letters: H heads, D dimensions of a head, E input features, O outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from compressor.algebra.span import Columns, coefficients, spanned
+from compressor.attention.dense import DenseAttention
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-6}
+"""A row whose residual outside the span of others is below this part of its length is a combination of them."""
+PROBES = 4
+"""Random vectors on which the bilinear forms of heads are compared."""
+
+
+def spare_rows(rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of (D, E) that others span, the others, and the coefficients (dropped, kept)."""
+    x = rows.double().T
+    sizes = x.norm(dim=0)
+    if len(rows) <= len(x) and bool((sizes > 0).all()):
+        if float(torch.linalg.svdvals(x / sizes)[-1]) > tolerance:  # no row is nearer to the span of the others
+            return torch.arange(0), torch.arange(len(rows)), x.new_zeros(0, len(rows))
+    tap = Columns(x, torch.zeros(len(rows), dtype=x.dtype), sizes, torch.ones(len(rows), dtype=torch.bool))
+    dropped, _ = spanned([tap], torch.arange(len(rows)), tolerance)
+    kept = torch.tensor([d for d in range(len(rows)) if d not in set(dropped.tolist())], dtype=torch.long)
+    return dropped, kept, coefficients(tap, dropped, kept, tolerance)
+
+
+def ranked(left: Tensor, right: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Factors of the same leftᵀ right, both (D, ·), whose rows from the rank on are zero; the rank is returned last.
+
+    The last column of `left` is a constant's: rows of `left` need to be combinations of others without it only, and
+    what it lacks then, times `right`, is returned third (·,): leftᵀ right is the same but for that in its last row.
+    """
+    left, right = left.clone(), right.clone()
+    size = len(left)
+    dropped, kept, share = spare_rows(left[:, :-1], tolerance)
+    offset = left[dropped, -1] - share @ left[kept, -1]
+    constant = offset @ right[dropped]
+    right[kept] += share.T @ right[dropped]
+    left, right = left[kept], right[kept]
+    dropped, kept, share = spare_rows(right, tolerance)
+    left[kept] += share.T @ left[dropped]
+    left, right = left[kept], right[kept]
+    rank = len(left)
+    fill = size - rank
+    return (
+        torch.cat([left, left.new_zeros(fill, left.shape[1])]),
+        torch.cat([right, right.new_zeros(fill, right.shape[1])]),
+        constant,
+        rank,
+    )
+
+
+class _Factors:
+    """The weights of one attention in float64, head by head: (H, D, E + 1) with the bias last; `o` is (H, D, O)."""
+
+    def __init__(self, attention: DenseAttention, reader: nn.Linear) -> None:
+        self.heads = len(attention.scale)
+        self.q, self.k, self.v = (self._read(layer) for layer in (attention.q, attention.k, attention.v))
+        self.o = reader.weight.detach().double().cpu().T.unflatten(0, (self.heads, -1)).clone()
+        self.scale = attention.scale.double().cpu()
+
+    def _read(self, layer: nn.Linear) -> Tensor:
+        weight = layer.weight.detach().double().cpu()
+        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double().cpu()
+        return torch.cat([weight, bias[:, None]], 1).unflatten(0, (self.heads, -1)).clone()
+
+    def alike(self, tolerance: float) -> list[list[int]]:
+        """Heads with the same bilinear form, together. The key's bias moves all logits of a query alike: ignored."""
+        generator = torch.Generator().manual_seed(1)
+        key = torch.randn(self.k.shape[2] - 1, PROBES, generator=generator, dtype=torch.float64)
+        forms = torch.einsum("h,hde,hdf,fp->hep", self.scale, self.q, self.k[..., :-1], key)
+        sizes = forms.flatten(1).norm(dim=1)
+        groups: list[list[int]] = []
+        for head in range(self.heads):
+            for group in groups:
+                limit = tolerance * max(float(sizes[head]), float(sizes[group[0]]))
+                if float((forms[head] - forms[group[0]]).norm()) <= limit:
+                    group.append(head)
+                    break
+            else:
+                groups.append([head])
+        return groups
+
+
+def concentrate(attention: DenseAttention, reader: nn.Linear) -> bool:
+    """Move everything surplus in `attention` (changed in place) into trailing zero dimensions and zero heads.
+
+    `reader` is the linear layer that reads the heads (`attention.out`, or one elsewhere), changed as well; it gains a
+    bias where a constant needs one. The function stays the same up to rounding. Nothing is changed, and False
+    returned, where no head and no dimension of all heads at once would become surplus.
+    """
+    tolerance = TOLERANCE[torch.float64 if reader.weight.dtype == torch.float64 else torch.float32]
+    factors = _Factors(attention, reader)
+    size = factors.v.shape[1]
+    constant = torch.zeros(factors.o.shape[2], dtype=torch.float64)
+    value_ranks, logit_ranks = [0] * factors.heads, [0] * factors.heads
+    for group in factors.alike(tolerance):
+        parts = [group]
+        left, right, shift, rank = ranked(factors.v[group].flatten(0, 1), factors.o[group].flatten(0, 1), tolerance)
+        if rank > (len(group) - 1) * size:  # all of these heads are needed: each by itself
+            parts = [[head] for head in group]
+        for part in parts:
+            if part != group:
+                left, right, shift, rank = ranked(factors.v[part[0]], factors.o[part[0]], tolerance)
+            factors.v[part], factors.o[part] = (x.unflatten(0, (len(part), -1)) for x in (left, right))
+            constant += shift
+            for place, head in enumerate(part):
+                value_ranks[head] = min(max(rank - place * size, 0), size)
+    for head in range(factors.heads):
+        if value_ranks[head] == 0:
+            factors.q[head], factors.k[head] = 0.0, 0.0
+            continue
+        key, query, _, rank = ranked(factors.k[head], factors.q[head], tolerance)
+        factors.q[head], factors.k[head], logit_ranks[head] = query, key, rank
+    if 0 not in value_ranks and max(value_ranks) == size and max(logit_ranks) == factors.q.shape[1]:
+        return False
+    _write(attention, reader, factors, constant)
+    return True
+
+
+def _write(attention: DenseAttention, reader: nn.Linear, factors: _Factors, constant: Tensor) -> None:
+    with torch.no_grad():
+        for layer, numbers in ((attention.q, factors.q), (attention.k, factors.k), (attention.v, factors.v)):
+            layer.weight.copy_(numbers[..., :-1].flatten(0, 1))
+            if layer.bias is not None:
+                layer.bias.copy_(numbers[..., -1].flatten())
+        reader.weight.copy_(factors.o.flatten(0, 1).T)
+        if bool(constant.any()):
+            if reader.bias is None:
+                reader.bias = nn.Parameter(torch.zeros_like(reader.weight[:, 0]), reader.weight.requires_grad)
+            reader.bias += constant.to(reader.bias)
