@@ -26,7 +26,7 @@ def spare_rows(rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     x = rows.double().T
     sizes = x.norm(dim=0)
     if len(rows) <= len(x) and bool((sizes > 0).all()):
-        if float(torch.linalg.svdvals(x / sizes)[-1]) > tolerance:  # no row is nearer to the span of the others
+        if not len(rows) or float(torch.linalg.svdvals(x / sizes)[-1]) > tolerance:  # no row is nearer to the span of the others
             return torch.arange(0), torch.arange(len(rows)), x.new_zeros(0, len(rows))
     tap = Columns(x, torch.zeros(len(rows), dtype=x.dtype), sizes, torch.ones(len(rows), dtype=torch.bool))
     dropped, _ = spanned([tap], torch.arange(len(rows)), tolerance)
