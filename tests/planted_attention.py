@@ -20,7 +20,7 @@ def plant(attention: DenseAttention, reader: nn.Linear, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     heads = len(attention.scale)
-    (q, qb), (k, _), (v, vb) = (heads_of(layer, heads) for layer in (attention.q, attention.k, attention.v))
+    (q, qb), _, (v, vb) = (heads_of(layer, heads) for layer in (attention.q, attention.k, attention.v))
     for head in range(heads - 1):
         one, two, spare = ((head + shift) % v.shape[1] for shift in range(3))
         v[head, spare] = 2 * v[head, one] - v[head, two]

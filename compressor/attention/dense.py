@@ -35,19 +35,24 @@ class DenseAttention(nn.Module):
         """(N, T, E) outputs and (N, H, T, S) attention; `mask` is added to the logits, broadcast to (N, H, T, S)."""
         heads = len(self.scale)
         q, k, v = (
-            layer(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+            swapped(layer(x).unflatten(-1, (heads, -1)))
             for layer, x in ((self.q, query), (self.k, key), (self.v, value))
         )
         logits = (q * self.scale[:, None, None]) @ k.transpose(-2, -1)
         pattern = torch.softmax(logits if mask is None else logits + mask, -1)
         mixed = F.dropout(pattern, self.dropout, self.training) @ v
-        features = mixed.transpose(1, 2).flatten(2)
+        features = swapped(mixed).flatten(2)
         return (features if self.out is None else self.out(features)), pattern
 
     def extra_repr(self) -> str:
         """Heads and dimensions, for people."""
         heads = len(self.scale)
         return f"heads={heads}, query_dims={self.q.out_features // heads}, value_dims={self.v.out_features // heads}"
+
+
+def swapped(x: Tensor) -> Tensor:
+    """The two middle axes exchanged, always as a copy: the same operations run whatever the sizes are."""
+    return x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
 
 class TorchAttention(DenseAttention):

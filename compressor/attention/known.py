@@ -15,7 +15,7 @@ Form = Callable[[Any], "DenseAttention | str | None"]
 """A module -> the same function in dense form; a reason why not; None if it is no attention of this kind."""
 
 
-def linear(weight: Tensor, bias: Tensor | None, like: nn.Parameter) -> nn.Linear:
+def linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
     """A linear layer of its own with these numbers (copied), taking gradients as `like` does."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone(), like.requires_grad)
@@ -70,7 +70,9 @@ def as_torch_attention(dense: TorchAttention, original: nn.MultiheadAttention) -
         if plain._qkv_same_embed_dim:
             plain.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers]))
         else:
-            for layer, weight in zip(layers, (plain.q_proj_weight, plain.k_proj_weight, plain.v_proj_weight), strict=True):
+            for layer, weight in zip(
+                layers, (plain.q_proj_weight, plain.k_proj_weight, plain.v_proj_weight), strict=True
+            ):
                 weight.copy_(layer.weight)
         if plain.in_proj_bias is not None:
             plain.in_proj_bias.copy_(torch.cat([layer.bias for layer in layers]))

@@ -25,9 +25,11 @@ def spare_rows(rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of (D, E) that others span, the others, and the coefficients (dropped, kept)."""
     x = rows.double().T
     sizes = x.norm(dim=0)
-    if len(rows) <= len(x) and bool((sizes > 0).all()):
-        if not len(rows) or float(torch.linalg.svdvals(x / sizes)[-1]) > tolerance:  # no row is nearer to the span of the others
-            return torch.arange(0), torch.arange(len(rows)), x.new_zeros(0, len(rows))
+    independent = not len(rows)
+    if 0 < len(rows) <= len(x) and bool((sizes > 0).all()):  # no row is nearer to the span of the others than this
+        independent = float(torch.linalg.svdvals(x / sizes)[-1]) > tolerance
+    if independent:
+        return torch.arange(0), torch.arange(len(rows)), x.new_zeros(0, len(rows))
     tap = Columns(x, torch.zeros(len(rows), dtype=x.dtype), sizes, torch.ones(len(rows), dtype=torch.bool))
     dropped, _ = spanned([tap], torch.arange(len(rows)), tolerance)
     kept = torch.tensor([d for d in range(len(rows)) if d not in set(dropped.tolist())], dtype=torch.long)
@@ -138,4 +140,4 @@ def _write(attention: DenseAttention, reader: nn.Linear, factors: _Factors, cons
         if bool(constant.any()):
             if reader.bias is None:
                 reader.bias = nn.Parameter(torch.zeros_like(reader.weight[:, 0]), reader.weight.requires_grad)
-            reader.bias += constant.to(reader.bias)
+            reader.bias.add_(constant.to(reader.bias))

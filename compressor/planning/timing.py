@@ -73,7 +73,9 @@ class TimedSizes:
         time, entering = 0.0, 0.0
         for layer, lines in self._layers:
             counts = [len(positions(line, mask)) for line in lines]
-            time += float(layer.at(*(self._up(count, line.shape[-1]) for count, line in zip(counts, lines, strict=True))))
+            time += float(
+                layer.at(*(self._up(count, line.shape[-1]) for count, line in zip(counts, lines, strict=True)))
+            )
             entering += layer.entering * counts[layer.reads] / lines[layer.reads].shape[-1]
         return time + self._rest * entering / self._entering
 

@@ -73,7 +73,9 @@ class _Probe:
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         net = copy.deepcopy(model).cpu().to(self._dtype).eval()
-        args, kwargs = call_arguments(pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, self._inputs))
+        args, kwargs = call_arguments(
+            pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, self._inputs)
+        )
         with torch.random.fork_rng(devices=[]), torch.no_grad(), unfused():
             torch.manual_seed(0)
             return [out for out in tensors_in(net(*args, **kwargs)) if out.is_floating_point()]

@@ -131,12 +131,13 @@ def _between_activations(walk: Walk, left: Activation, right: Activation, out: A
     """Contracted units freeze; units of one side's free dimension pass through if nothing else varies
     there. Inside attention whose layout is known, query dimensions meet key dimensions, and heads meet heads."""
     a, b = compact(left.labels), compact(right.labels)
-    if walk.layouts and out.dim() == 3 and a.shape == (1, 1, a.size(2)) and b.shape == (1, a.size(2), 1):
-        if bool((a >= 0).any()) and bool((b >= 0).any()):
+    if walk.layouts and out.dim() == 3:
+        both = bool((a >= 0).any()) and bool((b >= 0).any())
+        if both and a.shape == (1, 1, b.size(1)) and b.shape == (1, a.size(2), 1):
             meet(walk, a.squeeze(1), b.squeeze(2), "bmm")
             return opaque(out)
-    if walk.layouts and out.dim() == 3 and a.shape == b.shape == (out.size(0), 1, 1):
-        return Activation(meet(walk, a, b, "bmm").expand(out.shape))
+        if a.shape == b.shape == (out.size(0), 1, 1):
+            return Activation(meet(walk, a, b, "bmm").expand(out.shape))
     if a.size(-1) > 1 or b.size(-2) > 1:
         walk.freeze([left, right], "product of two activations over units (attention)")
         return opaque(out)

@@ -166,9 +166,7 @@ class Walk:
     """One pass over a program: labels are carried along, real values are computed only where an index needs
     them."""
 
-    def __init__(
-        self, program: Program, state: dict[str, Tensor], layouts: Mapping[str, Layout] | None = None
-    ) -> None:
+    def __init__(self, program: Program, state: dict[str, Tensor], layouts: Mapping[str, Layout] | None = None) -> None:
         self.program = program
         self.layouts = layouts or {}
         self.found = Found({name: tensor.shape for name, tensor in state.items()})
