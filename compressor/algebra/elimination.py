@@ -93,13 +93,14 @@ class TapState:
         """(U,) predicted loss of dropping each unit now (unit order of `units`); 0 where already dropped."""
         if self._cost is not None:
             return self._cost
-        if self._index.shape[1] == 1:
-            cost = (self._weight_blocks / self._inverse_blocks.clamp_min(1e-300)).view(-1)
+        if self._views is not None:
+            inverse_blocks, weight_blocks = self._views[-2:]
+            cost = (weight_blocks / np.maximum(inverse_blocks, 1e-300)).ravel()
         else:
             filler = torch.eye(self._index.shape[1], dtype=self.inverse.dtype, device=self.inverse.device)
             blocks = torch.where(self._alive[:, None, None] > 0, self._inverse_blocks, filler)
-            cost = torch.linalg.solve(blocks, self._weight_blocks).diagonal(dim1=1, dim2=2).sum(1)
-        self._cost = np.maximum(_numbers(cost), 0) * self._live
+            cost = _numbers(torch.linalg.solve(blocks, self._weight_blocks).diagonal(dim1=1, dim2=2).sum(1))
+        self._cost = np.maximum(cost, 0) * self._live
         return self._cost
 
     def drop(self, unit: int) -> None:
