@@ -186,6 +186,11 @@ def trust(content: dict[str, Any]) -> str:
     if content.get("kills"):
         kills = content["kills"]
         lines.append(f"| kill -9 at random moments | {kills['tried']} | {kills['survived']} survived and resumed |")
+    for name, words in (("patterns", "wiring patterns"), ("random", "random networks")):
+        found = content.get("networks", {}).get(name)
+        if found:
+            said = ", ".join(f"{found.get(kind, 0):,} {kind}" for kind in ("exact", "refused", "wrong"))
+            lines.append(f"| {words} whose live groups were cut at random | {sum(found.values()):,} | {said} |")
     return "\n".join(lines)
 
 

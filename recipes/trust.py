@@ -1,4 +1,4 @@
-"""Attacks tried and stopped, parsers fuzzed, kills survived: figures as JSON.
+"""Attacks tried and stopped, parsers fuzzed, kills survived, networks cut or refused: figures as JSON.
 
 Run in a checkout: `python recipes/trust.py --out recipes/results/trust.json`
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), *(str(HERE.parent / "tests" / name) for name in ("attacks", "report", "."))]
+sys.path[:0] = [str(HERE.parent), *(str(HERE.parent / "tests" / name) for name in ("attacks", "report", "units", "."))]
 
 
 def attacked() -> dict[str, Any]:
@@ -57,16 +57,40 @@ def kills_survived(count: int) -> dict[str, Any]:
     return {"tried": count, "before_the_end": hit, "survived": count}
 
 
+def networks(count: int) -> dict[str, Any]:
+    """Outcomes of every wiring pattern of the tests and of `count` random networks: exact, refused or wrong."""
+    import torch
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+    from outcomes import PATTERNS, built, outcome
+    from test_random_networks import STEPS, Random, even
+
+    patterns = collections.Counter(outcome(*built(name), seeds=(11, 12)) for name in PATTERNS)
+    random: collections.Counter[str] = collections.Counter()
+
+    @settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+    @given(steps=STEPS.map(even), seed=st.integers(0, 9999))
+    def counted(steps: list[tuple[str, int]], seed: int) -> None:
+        torch.manual_seed(seed)
+        model = Random(steps).double().eval()
+        random[outcome(model, torch.randn(2, 3, 4, 4, dtype=torch.float64), (seed,))] += 1
+
+    counted()
+    return {"patterns": dict(patterns), "random": dict(random)}
+
+
 def main() -> None:
-    """Attacks, then fuzzing, then kills; what a part has found is kept if another is run alone."""
+    """Attacks, then fuzzing, then kills, then networks; what a part has found is kept if another is run alone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "trust.json")
     parser.add_argument("--inputs", type=int, default=2000, help="inputs for each fuzzed parser")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--parts", nargs="*", default=["attacks", "fuzzed", "kills"])
+    parser.add_argument("--networks", type=int, default=1000, help="random networks")
+    parser.add_argument("--parts", nargs="*", default=["attacks", "fuzzed", "kills", "networks"])
     options = parser.parse_args()
     record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
-    record["command"] = " ".join(["python recipes/trust.py", *sys.argv[1:]])
+    commands = record.setdefault("commands", {})
+    commands |= dict.fromkeys(options.parts, " ".join(["python recipes/trust.py", *sys.argv[1:]]))
     if "attacks" in options.parts:
         record["attacks"] = attacked()
     if "fuzzed" in options.parts:
@@ -75,6 +99,8 @@ def main() -> None:
         record["fuzzed"] = fuzzed(options.inputs)
     if "kills" in options.parts:
         record["kills"] = kills_survived(options.kills)
+    if "networks" in options.parts:
+        record["networks"] = networks(options.networks)
     options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from outcomes import built, live_groups, random_kept, run, unread
 from unit_planted import PATTERNS
 
 from compressor.units.check import certify, checked
-from compressor.units.cut import cut, keep_mask
-from compressor.units.graph import UnitGraph
-from compressor.units.program import call_arguments, tensors_in
+from compressor.units.cut import cut
 from compressor.units.trace import trace
 
 EXACT = [name for name, pattern in PATTERNS.items() if pattern.says is None]
 REFUSED = [name for name, pattern in PATTERNS.items() if pattern.says is not None]
-
-
-def built(name: str) -> tuple[nn.Module, Any]:
-    torch.manual_seed(3)
-    return PATTERNS[name].build().double().eval(), to_double(PATTERNS[name].inputs())
-
-
-def to_double(inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return {key: to_double(value) for key, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(to_double(value) for value in inputs)
-    return inputs.double() if inputs.is_floating_point() else inputs
-
-
-def run(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
-    args, kwargs = call_arguments(inputs)
-    with torch.no_grad():
-        return tensors_in(model(*args, **kwargs))
-
-
-def random_kept(graph: UnitGraph, names: list[str], seed: int) -> dict[str, tuple[int, ...]]:
-    generator = np.random.default_rng(seed)
-    sizes = {g.name: len(g.units) for g in graph.groups if g.name in names}
-    return {
-        name: tuple(sorted(generator.permutation(size)[: generator.integers(1, size)].tolist()))
-        for name, size in sizes.items()
-    }
-
-
-def unread(model: nn.Module, graph: UnitGraph, kept: dict[str, tuple[int, ...]]) -> nn.Module:
-    """A copy in which no consumer reads the dropped units."""
-    whole, mask = copy.deepcopy(model), keep_mask(graph, kept)
-    for axis in graph.axes:
-        if axis.role == "consumes":
-            gone = np.flatnonzero((axis.units >= 0) & ~mask[np.maximum(axis.units, 0)])
-            whole.get_parameter(axis.tensor).data.index_fill_(axis.axis, torch.from_numpy(gone), 0.0)
-    return whole
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -65,7 +21,7 @@ def test_exact_patterns_are_live_and_cut_exactly(name: str) -> None:
     graph = checked(model, trace(model, inputs), inputs)
     groups = {group.name: group for group in graph.groups}
     assert groups[PATTERNS[name].of].frozen is None
-    live = [group.name for group in graph.groups if group.frozen is None]
+    live = live_groups(graph)
     for seed in (11, 12):
         kept = random_kept(graph, live, seed)
         whole = unread(model, graph, kept)
