@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compressor.api import Result, analyze, compress, load, verify
     from compressor.errors import CompressorError, DataError, ModelError, SourceError, UsageError
+    from compressor.frontier.calls import frontier
     from compressor.records import Finding, Plan, Verdict
 
 _HOMES = {
     "compress": "compressor.api",
     "analyze": "compressor.api",
+    "frontier": "compressor.frontier.calls",
     "verify": "compressor.api",
     "load": "compressor.api",
     "Result": "compressor.api",
@@ -31,7 +33,7 @@ _HOMES = {
 }
 __all__ = [
     "CompressorError", "DataError", "Finding", "ModelError", "Plan", "Result", "SourceError", "UsageError", "Verdict",
-    "analyze", "compress", "load", "verify",
+    "analyze", "compress", "frontier", "load", "verify",
 ]  # fmt: skip
 
 
@@ -39,10 +41,12 @@ class _CallableFolder(ModuleType):
     """`compressor.verify` names a folder and a public call: importing the first must not hide the second."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return importlib.import_module("compressor.api").verify(*args, **kwargs)
+        name = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(_HOMES[name]), name)(*args, **kwargs)
 
 
-importlib.import_module("compressor.verify").__class__ = _CallableFolder
+for _folder in ("verify", "frontier"):
+    importlib.import_module(f"compressor.{_folder}").__class__ = _CallableFolder
 
 
 def __getattr__(name: str) -> Any:

@@ -12,9 +12,8 @@ from torch import nn
 
 from compressor import pipeline
 from compressor.deliver import write
-from compressor.errors import UsageError
 from compressor.observe import from_first
-from compressor.options import Options, parse_align, parse_keep, parse_recover
+from compressor.options import Options, parse_align, parse_keep, parse_recover, refuse_unread
 from compressor.outcome import Outcome
 from compressor.recording import assemble
 from compressor.records import Verdict
@@ -93,8 +92,7 @@ def compress(
     """
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
     options = Options(max_drop, confidence, *asked)
-    if unlabelled is not None and options.recover is None:
-        raise UsageError("unlabelled", "no recover", "both", "only recovery reads unlabelled data.")
+    refuse_unread(unlabelled, options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
     return finished(model, data, options, report=report)
 

@@ -92,6 +92,13 @@ class Sizes:
         return [first * (low / first) ** (place / (self.points - 1)) for place in range(self.points)]
 
 
+def refuse_unread(unlabelled: object, options: Options, where: str = "unlabelled") -> None:
+    """UsageError for unlabelled data that nothing reads."""
+    if unlabelled is not None and options.recover is None:
+        wanted = where.replace("unlabelled", "recover")
+        raise UsageError(where, f"no {wanted}", "both", "only recovery reads unlabelled data.")
+
+
 def parse_sizes(text: str | None) -> tuple[float, ...] | None:
     """`0.5,0.35,0.25` as numbers. Raises UsageError for anything else."""
     if text is None:

@@ -13,7 +13,7 @@ import torch
 from compressor.errors import DataError, UsageError
 from compressor.export.files import OUTPUTS, Claim, claim_folder, to_json, write_text
 from compressor.observe import from_first, in_turn, only_first, processes
-from compressor.options import Options, Sizes
+from compressor.options import Options, Sizes, refuse_unread
 from compressor.sources.checkpoint import file_sha256, weights_sha256
 from compressor.sources.consent import remember
 from compressor.sources.data import Data, load_data, load_unlabelled, with_unlabelled
@@ -49,8 +49,7 @@ class Job:
     """Of a frontier."""
 
     def __post_init__(self) -> None:
-        if self.unlabelled is not None and self.options.recover is None:
-            raise UsageError("--unlabelled", "no --recover", "both", "only recovery reads unlabelled data.")
+        refuse_unread(self.unlabelled, self.options, "--unlabelled")
 
     @property
     def fingerprint(self) -> str:

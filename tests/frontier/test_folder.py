@@ -76,6 +76,25 @@ def test_a_point_is_what_compress_gives(home: Path) -> None:
     assert both[0] == both[1]
 
 
+def test_python_gives_the_same_networks(home: Path) -> None:
+    from compressor.sources.data import load_data
+    from compressor.sources.models import load_model
+
+    model, data = load_model("net.py:net").model, load_data("net.py:data")
+    parts = (data.calibrate, data.tune, data.judge)
+    results = compressor.frontier(model, *parts, sizes=(0.5, 0.9), max_drop=20, align=1)
+    run(replace(JOB, sizes=Sizes("params", (0.5, 0.9))), "out")
+    for result, name in zip(results, ("params_0.9", "params_0.5"), strict=True):
+        result.save(home / name, onnx=False)
+        weights = [(place / "model.safetensors").read_bytes() for place in (home / name, home / "out" / name)]
+        assert weights[0] == weights[1]
+        records = [read_record(place / "record.json") for place in (home / name, home / "out" / name)]
+        assert records[0].verdict == records[1].verdict
+    assert [result.record["options"]["keep"] for result in results] == ["params=0.9", "params=0.5"]
+    with pytest.raises(UsageError, match="recover"):
+        compressor.frontier(model, *parts, unlabelled=data.calibrate)
+
+
 def test_points_after_the_first_that_does_not_pass_are_not_covered(home: Path) -> None:
     job = replace(JOB, options=Options(0.01, align=1), sizes=Sizes("params", (0.95, 0.5, 0.3, 0.2)))
     found = run(job, "out")
