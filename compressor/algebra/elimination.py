@@ -53,7 +53,7 @@ class TapState:
         self._local = {int(u): i for i, u in enumerate(self.units)}
         self._pad, self._index = blocks < 0, np.maximum(blocks, 0)
         self._live = np.ones(len(self.units), dtype=bool)
-        self._cost: Tensor | None = None
+        self._cost: np.ndarray | None = None
         self._place()
         self._inverse_blocks = self._gathered(self.inverse, 1.0)
         self._weight_blocks = self._gathered(self.weight, 0.0)

@@ -87,7 +87,9 @@ def even(steps: list[tuple[str, int]]) -> list[tuple[str, int]]:
     return kept
 
 
-STEPS = st.lists(st.tuples(st.sampled_from([*MAPS, *PARTS, *PARTS]), st.sampled_from(WIDTHS)), max_size=7)
+STEPS: st.SearchStrategy[list[tuple[str, int]]] = st.lists(
+    st.tuples(st.sampled_from([*MAPS, *PARTS, *PARTS]), st.sampled_from(WIDTHS)), max_size=7
+)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
