@@ -5,8 +5,6 @@ Shape letters: N samples, T queries, S keys, H heads, Q query / key dimensions o
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +19,8 @@ class DenseAttention(nn.Module):
     """
 
     scale: Tensor
+    read_by: str | None = None
+    """Without `out`: the layer that reads the heads, by its name beside this module."""
 
     def __init__(
         self, q: nn.Linear, k: nn.Linear, v: nn.Linear, out: nn.Linear | None, scale: Tensor, dropout: float = 0.0
@@ -44,6 +44,15 @@ class DenseAttention(nn.Module):
         features = swapped(mixed).flatten(2)
         return (features if self.out is None else self.out(features)), pattern
 
+    @classmethod
+    def of(cls, module: nn.Module) -> DenseAttention | str | None:
+        """The same function in this form, its numbers copied; a reason why not; None for any other kind of module."""
+        raise NotImplementedError
+
+    def fill(self, plain: nn.Module) -> None:
+        """Write the numbers into a module of the original's class, which has the same widths."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         """Heads and dimensions, for people."""
         heads = len(self.scale)
@@ -55,55 +64,45 @@ def swapped(x: Tensor) -> Tensor:
     return x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
 
-class TorchAttention(DenseAttention):
-    """In the place of an `nn.MultiheadAttention`, with its way of being called."""
-
-    in_proj_bias = None
-    """Read by `nn.TransformerEncoderLayer`, which then leaves its fused kernel alone."""
-
-    def __init__(self, *layers: Any, batch_first: bool, **options: Any) -> None:
-        super().__init__(*layers, **options)
-        self.batch_first = batch_first
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`: (output, attention or None)."""
-        batched = query.dim() == 3
-        if not batched:
-            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        mask = None
-        if attn_mask is not None:
-            mask = additive(attn_mask, query.dtype)
-            if mask.dim() == 3:
-                mask = mask.unflatten(0, (-1, len(self.scale)))
-        if key_padding_mask is not None:
-            padding = additive(key_padding_mask, query.dtype)[:, None, None, :]
-            mask = padding if mask is None else mask + padding
-        output, pattern = self.attend(query, key, value, mask)
-        if batched and not self.batch_first:
-            output = output.transpose(0, 1)
-        weights = None
-        if need_weights:
-            weights = pattern.mean(1) if average_attn_weights else pattern
-        if not batched:
-            output, weights = output.squeeze(0), None if weights is None else weights.squeeze(0)
-        return output, weights
+def linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
+    """A linear layer of its own with these numbers (copied), taking gradients as `like` does."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(), like.requires_grad)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), like.requires_grad)
+    return layer
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as a term of the logits: True becomes -inf."""
+def copied(layer: nn.Linear) -> nn.Linear:
+    """The same layer, sharing nothing."""
+    return linear(layer.weight, layer.bias, layer.weight)
+
+
+def scales(value: float, heads: int, like: Tensor) -> Tensor:
+    """(heads,) the same scale for every head."""
+    return torch.full((heads,), value, dtype=like.dtype, device=like.device)
+
+
+def copy_numbers(source: nn.Linear | None, target: nn.Linear) -> None:
+    """Write one linear layer's numbers into another of its shape; a bias is added where it has none."""
+    if source is None:
+        return
+    with torch.no_grad():
+        target.weight.copy_(source.weight)
+        if source.bias is not None and target.bias is None:
+            target.bias = nn.Parameter(source.bias.detach().clone())
+        elif source.bias is not None:
+            target.bias.copy_(source.bias)
+
+
+def hooked(*modules: nn.Module) -> bool:
+    """True if something else listens to a module or computes its weights (hooks, parametrisations)."""
+    return any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations") for m in modules)
+
+
+def additive(mask: Tensor, dtype: torch.dtype, keeps: bool) -> Tensor:
+    """A mask as a term of the logits; of a bool mask, True means that a key is kept (`keeps`) or left out."""
     if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))
+        out = ~mask if keeps else mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(out, float("-inf"))
     return mask.to(dtype)

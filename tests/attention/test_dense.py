@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.attention.dense import TorchAttention
 from compressor.attention.known import attention_names, dense_form, plain_again, rewritten
+from compressor.attention.torch_form import TorchAttention
 
 
 def attention(**options: Any) -> nn.MultiheadAttention:

@@ -7,9 +7,9 @@ import torch
 from planted_attention import heads_of, plant
 from torch import Tensor, nn
 
-from compressor.attention.dense import TorchAttention
 from compressor.attention.known import dense_form
 from compressor.attention.normal import concentrate, ranked
+from compressor.attention.torch_form import TorchAttention
 
 
 def dense(dtype: torch.dtype = torch.float64, heads: int = 4) -> TorchAttention:

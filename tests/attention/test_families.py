@@ -1,0 +1,136 @@
+"""Vision transformers and text encoders of timm and transformers: planted surplus in their attention is all found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from planted_attention import lively, plant
+from torch import Tensor, nn
+
+from compressor.attention.known import attention_names, plain_again, reader_of
+from compressor.surgery.exact import exact_compress, moved
+from compressor.units.dense import with_dense_attention
+from compressor.units.heads import attentions
+from compressor.units.trace import trace
+
+SIZES: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 16, 16, dtype=torch.float64)
+
+
+def texts(count: int) -> dict[str, Tensor]:
+    seen = torch.arange(6)[None, :] < torch.randint(3, 7, (count, 1))
+    return {"input_ids": torch.randint(0, 50, (count, 6)), "attention_mask": seen.long()}
+
+
+def timm_vit() -> nn.Module:
+    timm = pytest.importorskip("timm")
+    from timm.models.vision_transformer import VisionTransformer
+
+    assert timm
+    return VisionTransformer(16, 8, embed_dim=24, depth=1, num_heads=4, mlp_ratio=2, num_classes=5)
+
+
+def bert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=8, num_labels=5, **SIZES)
+    return transformers.BertForSequenceClassification(config)
+
+
+def distilbert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DistilBertConfig(
+        vocab_size=50, max_position_embeddings=8, num_labels=5, dim=24, n_layers=1, n_heads=4, hidden_dim=40
+    )
+    return transformers.DistilBertForSequenceClassification(config)
+
+
+def hf_vit() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(image_size=16, patch_size=8, num_labels=5, **SIZES)
+    )
+
+
+FAMILY: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
+    "timm_vit": (timm_vit, images),
+    "bert": (bert, texts),
+    "distilbert": (distilbert, texts),
+    "hf_vit": (hf_vit, images),
+}
+
+
+def called(model: nn.Module, inputs: Any) -> Tensor:
+    with torch.no_grad():
+        out = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return out if isinstance(out, Tensor) else out.logits
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_planted_heads_values_and_queries_are_found_in(name: str) -> None:
+    build, draw = FAMILY[name]
+    torch.manual_seed(0)
+    lean, inputs = lively(build()), draw(24)
+    assert len(attention_names(lean)) == 1
+    planted = with_dense_attention(lean, inputs, normal=False)
+    for place, attention in attentions(planted).items():
+        reader = reader_of(planted, place)
+        assert reader is not None
+        plant(attention, reader)
+    wide = plain_again(planted, lean)  # as a user would bring it
+    assert not attentions(wide)
+    opened = with_dense_attention(wide, inputs)
+    small, plan = exact_compress(opened, trace(opened, inputs), inputs, effort=0.0)
+    gone = {fold.group.rpartition(".")[2]: len(fold.dropped) for fold in plan.folds}
+    assert gone == {"heads": 1, "q": 1, "v": 1}
+    assert plan.taken_back == ()
+    fresh = draw(8)
+    assert moved([called(wide, fresh)], [called(small, fresh)]) < 1e-10
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_untouched_attention_goes_back_into_its_class_in(name: str) -> None:
+    build, draw = FAMILY[name]
+    torch.manual_seed(1)
+    lean, inputs = lively(build()), draw(4)
+    opened = with_dense_attention(lean, inputs)
+    (attention,) = attentions(opened).values()
+    with torch.no_grad():
+        for parameter in attention.q.parameters():
+            parameter.mul_(2)
+        attention.k.weight.mul_(0.5)
+    back = plain_again(copy.deepcopy(opened), lean)
+    assert [type(m) for m in back.modules()] == [type(m) for m in lean.modules()]
+    torch.testing.assert_close(called(back, inputs), called(lean, inputs), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(called(opened, inputs), called(lean, inputs), rtol=1e-10, atol=1e-10)
+
+
+def test_masks_and_training_of_timms_attention() -> None:
+    timm_layers = pytest.importorskip("timm.layers")
+    from compressor.attention.known import dense_form
+
+    torch.manual_seed(0)
+    whole = timm_layers.Attention(12, 3, qkv_bias=True).double().eval()
+    dense, x = dense_form(whole), torch.randn(2, 5, 12, dtype=torch.float64)
+    assert isinstance(dense, nn.Module)
+    seen = torch.rand(5, 5) < 0.7
+    seen.fill_diagonal_(True)
+    for options in ({"attn_mask": seen}, {"attn_mask": torch.randn(2, 1, 5, 5).double()}, {"is_causal": True}):
+        torch.testing.assert_close(dense(x, **options), whole(x, **options), rtol=1e-12, atol=1e-12)
+    normed = timm_layers.Attention(12, 3, qk_norm=True, norm_layer=nn.LayerNorm)
+    assert dense_form(normed) == "attention heads (timm Attention with norms inside)"
+
+
+def test_decoders_of_transformers_are_refused() -> None:
+    transformers = pytest.importorskip("transformers")
+    from compressor.attention.known import dense_form
+
+    config = transformers.BertConfig(vocab_size=50, is_decoder=True, **SIZES)
+    attention = transformers.BertModel(config).encoder.layer[0].attention.self
+    assert dense_form(attention) == "attention heads (BertSelfAttention of a decoder)"
