@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from compressor import pipeline
+from compressor.capacity.single import layers_of_one
 from compressor.deliver import write
 from compressor.observe import from_first
 from compressor.options import Options, parse_align, parse_keep, parse_recover, refuse_unread
@@ -108,11 +109,15 @@ def finished(model: nn.Module, data: Data, options: Options, *, report: Report =
 def analyze(
     model: nn.Module, calibrate: Any, *, device: str = "auto", seed: int = 0, report: Report = silent
 ) -> dict[str, Any]:
-    """The record of an analysis: units, what is silent, removable, repeated or dependent, and why; nothing is cut."""
+    """The record of an analysis: units, what is silent, removable, repeated or dependent, and why; nothing is cut.
+
+    `layers` and `last_hidden` have the measures of `compressor.capacity` of this one network.
+    """
     options = Options(device=device, seed=seed)
     data = data_of(calibrate, seed=seed)
     outcome = pipeline.analyze(model, data, options, report)
-    return assemble(outcome, data, options, name=type(model).__name__)
+    found = assemble(outcome, data, options, name=type(model).__name__)
+    return {**found, **layers_of_one(outcome, data, options, report)}
 
 
 def verify(

@@ -41,7 +41,9 @@ Model = Annotated[
 ]
 DataOption = Annotated[
     str,
-    typer.Option("--data", metavar="DATA", help="digits, fashion-mnist, cifar10, imagefolder:DIR or file.py:factory"),
+    typer.Option(
+        "--data", metavar="DATA", help="digits, fashion-mnist, cifar10, cifar100, imagefolder:DIR or file.py:factory"
+    ),
 ]
 Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", metavar="FILE", help="weights: safetensors, .pt or .pth state dict")

@@ -16,6 +16,10 @@ class CompressorError(Exception):
         self.where, self.got, self.expected, self.next_step = where, got, expected, next_step
         super().__init__(f"{where}: got {got}; expected {expected}. Next: {next_step}")
 
+    def __reduce__(self) -> tuple[type[CompressorError], tuple[str, str, str, str]]:
+        """Errors travel between processes."""
+        return type(self), (self.where, self.got, self.expected, self.next_step)
+
 
 class UsageError(CompressorError):
     """A flag, a recipe or an output folder is not usable as given (exit 2)."""

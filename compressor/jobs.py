@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from compressor import pipeline
 from compressor.api import finished
+from compressor.capacity.single import layers_of_one
 from compressor.deliver import write_record
 from compressor.errors import CompressorError, DataError, UsageError
 from compressor.export.files import OUTPUTS, Claim
@@ -118,6 +119,7 @@ def _analyzed(job: Job, source: LoadedModel, data: Data, folder: Path, report: R
     record = assemble(
         outcome, data, job.options, name=short_name(job.model), source=source.source.as_dict(), command=job.command
     )
+    record |= from_first(lambda: layers_of_one(outcome, data, job.options, report))
     note_request(record, job, source)
     only_first(lambda: write_record(record, folder))
     return from_first(lambda: read_record(folder / RECORD))

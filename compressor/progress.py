@@ -17,6 +17,7 @@ WORDS = {
     "units": "Finding units",
     "observe": "Observing units",
     "findings": "Explaining units",
+    "layers": "Measuring layers",
     "table": "Timing layers",
     "timing": "Timing a plan",
     "paths": "Ordering units",

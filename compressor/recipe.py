@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from compressor.errors import UsageError
 from compressor.sources.factories import meant
@@ -103,6 +103,21 @@ class SettingSection(Section):
     data_args: Arguments = {}
 
 
+class RaySection(Section):
+    """Ray, the optional extra: a cluster that runs already, or a number of workers to start here (or both)."""
+
+    address: str | None = Field(
+        default=None, min_length=1, description="of a cluster: auto, HOST:PORT or ray://HOST:PORT"
+    )
+    workers: int | None = Field(default=None, ge=1, description="tasks at a time; on this machine without an address")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> RaySection:
+        if self.address is None and self.workers is None:
+            raise ValueError("an address, or a number of workers")
+        return self
+
+
 class CapacitySection(Section):
     """A ladder of networks of growing `width`, measured beside its nulls."""
 
@@ -115,6 +130,9 @@ class CapacitySection(Section):
     )
     layers: tuple[str, ...] = Field(default=(), description="modules to measure; else the model's `taps`, or its units")
     orders: int = Field(default=3, ge=1, description="random orders of ablation")
+    ablation_samples: int | None = Field(
+        default=None, ge=10, description="the first so many test samples are asked of ablated networks; else all"
+    )
     by_layer: bool = Field(default=False, description="ablate every layer alone too")
     chunks: int = Field(default=100, ge=1, description="random chunks of each size")
     regressions: int = Field(default=40, ge=1, description="of these, how many are regressed on")
@@ -122,6 +140,8 @@ class CapacitySection(Section):
     max_rows: int = Field(default=50_000, ge=100, description="rows of activations per layer")
     snapshots: tuple[Share, ...] = Field(default=(), description="shares of the training at which to measure too")
     effective: bool = Field(default=False, description="ask the compressor how many units are needed")
+    workers: int = Field(default=1, ge=1, description="processes that measure rungs side by side on this machine")
+    ray: RaySection | None = Field(default=None, description="measure rungs as tasks of Ray instead")
 
     @field_validator("widths")
     @classmethod
@@ -291,6 +311,7 @@ def _keys_at(steps: tuple[int | str, ...]) -> list[str]:
         ("compress",): CompressSection,
         ("compare",): CompareSection,
         ("capacity",): CapacitySection,
+        ("capacity", "ray"): RaySection,
     }
     if len(steps) == 3 and steps[:2] == ("capacity", "settings"):
         return list(SettingSection.model_fields)

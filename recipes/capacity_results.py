@@ -29,6 +29,8 @@ def part(measures: dict[str, Any]) -> dict[str, Any]:
     kept = {name: measures[name] for name in KEPT if name in measures}
     if "ablation" in measures:
         kept["ablation"] = {name: measures["ablation"][name] for name in ABLATION}
+    if "noise" in measures:
+        kept["noise"] = {"scales": measures["noise"]["scales"], "agreement": measures["noise"]["agreement"][0]}
     if "chunks" in measures:
         kept["chunks"] = {name: mean(value) for name, value in measures["chunks"].items()}
     return kept

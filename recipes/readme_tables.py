@@ -156,7 +156,8 @@ def capacity(contents: dict[str, dict[str, Any]]) -> str:
                 continue
             low, high = (f"{end:.2f}" for end in row["interval"])
             also = " (its null too)" if row["verdict"] == "supported" and row["reproduced"] else ""
-            null = "" if row["null"] is None else f"{row['null']['effect']:.2f} ({row['null']['name']})"
+            beside = row["null"]
+            null = "" if not beside or beside["effect"] is None else f"{beside['effect']:.2f} ({beside['name']})"
             effect = f"{row['effect']:.2f} [{low}, {high}]"
             lines.append(
                 f"| {name} | {row['id']} | {row['proposition']} | {row['verdict']}{also} | {effect} | {null} |"

@@ -16,8 +16,10 @@ from compressor.capacity.measures import (
     ChunkErrors,
     ChunkReconstruction,
     chunk_errors,
+    chunk_losses,
     chunk_reconstruction,
     clones,
+    clustering_test,
     correlation_null,
     critical_width,
     ladder,
@@ -27,13 +29,22 @@ from compressor.errors import CompressorError
 from compressor.sources.samples import Samples
 
 PERMUTED_REGRESSIONS = 5
+PARTITIONS, SWAPS = 19, 100
+"""Random partitions, and trials of improving the ones found."""
 RIDGE = 1e-3
 
 
 def chunks_beside_nulls(
-    model: nn.Module, fresh: nn.Module, train: Samples, test: Samples, *, repeats: int, regressions: int, seed: int
+    model: nn.Module,
+    fresh: nn.Module | None,
+    train: Samples,
+    test: Samples,
+    *,
+    repeats: int,
+    regressions: int,
+    seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(measures, nulls) of the last hidden layer of `model`; `fresh` is the untrained network.
+    """(measures, nulls) of the last hidden layer of `model`; `fresh` is the untrained network, None for no nulls.
 
     Errors use the network's own head; for the untrained network a head is fitted to its features by ridge regression.
     Regressions are fitted on the first half of the test samples and scored on the second. Where the layer cannot be
@@ -44,6 +55,9 @@ def chunks_beside_nulls(
         half = len(test) // 2
         sample_ratio(half, tested.features.shape[1], 2.0)
         mine = _head_numbers(tested, trained, repeats, regressions, seed)
+        if fresh is None:
+            return mine, {}
+        mine["clustering"] = _clustered(tested.features, seed)
         blank = _refitted(head_of(fresh, test), head_of(fresh, train))
         untrained = _head_numbers(*blank, repeats, regressions, seed)
         mixed = torch.from_numpy(permuted(tested.features, seed))
@@ -68,6 +82,7 @@ def _head_numbers(tested: Head, trained: Head, repeats: int, regressions: int, s
         "units": units,
         "test_error": _rows(errors[0]),
         "train_error": _rows(errors[1]),
+        "test_loss": _losses(tested, sizes, repeats, seed),
         **regressed,
         "critical": {
             "value": critical.value,
@@ -76,6 +91,29 @@ def _head_numbers(tested: Head, trained: Head, repeats: int, regressions: int, s
             "by_correlation": critical.by_correlation,
         },
         "clones": clones(units, critical),
+    }
+
+
+def _losses(head: Head, sizes: Sequence[int], repeats: int, seed: int) -> list[list[float | None]]:
+    """Cross-entropies of the rescaled logits, in nats."""
+    found = chunk_losses(head.features, head.weight, head.bias, _classes(head), sizes, repeats, seed)
+    return [plain(entry.losses) for entry in found]
+
+
+def _clustered(features: Tensor, seed: int) -> dict[str, Any]:
+    """Does any partition of the layer into eighths beat random ones? Found on one half, judged on the other."""
+    half, size = len(features) // 2, max(1, features.shape[1] // 8)
+    try:
+        found = clustering_test(features[:half], features[half:], size, PARTITIONS, seed, SWAPS)
+    except CompressorError as error:
+        return {"refused": str(error)}
+    return {
+        "size": size,
+        "found": found.found,
+        "random": plain(found.random),
+        "effect": found.effect,
+        "p_value": found.p_value,
+        "kind": found.kind,
     }
 
 
@@ -93,7 +131,7 @@ def _refitted(tested: Head, trained: Head) -> tuple[Head, Head]:
     """Both heads with the weights of a ridge regression of the training labels on the features."""
     rows = trained.features.double()
     classes = _classes(trained)
-    count = max(2, int(classes.max()) + 1)
+    count = max(2, len(trained.weight))
     target = torch.nn.functional.one_hot(classes, count).double()
     mean, centre = rows.mean(0), target.mean(0)
     system = (rows - mean).T @ (rows - mean) / len(rows)

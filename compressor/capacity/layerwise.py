@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.capacity.collect import Activations, Layer, collect, layers_at, layers_of
-from compressor.capacity.measures import redundancy95, redundancy95_live, similar_units
-from compressor.capacity.measures.checks import Features
-from compressor.capacity.nulls import beside_nulls
+from compressor.capacity.measures.checks import Features, covariance_of, features_of, live_columns
+from compressor.capacity.measures.similar import similar_of
+from compressor.capacity.measures.spectrum import redundancy_of
+from compressor.capacity.nulls import permuted, sample_ratio, white_noise
 from compressor.errors import DataError
 from compressor.sources.samples import Samples
 from compressor.stages import find_units, working_copy
@@ -30,16 +32,38 @@ def layers_to_measure(model: nn.Module, named: Sequence[str], samples: Samples) 
 
 def layer_numbers(x: Features) -> dict[str, float]:
     """Similar units, R95 and the like of one layer's activations (samples, units)."""
-    near, whole = similar_units(x), redundancy95(x)
+    rows = features_of(x, "numbers of a layer")
+    covariance, live = covariance_of(rows), live_columns(rows, "numbers of a layer")
+    near, whole = similar_of(covariance, live), redundancy_of(covariance, live, len(rows))
+    alive = covariance[live][:, live]
     return {
         "similar": near.mean,
         "similar_share": near.share,
         "dead": float(near.dead),
         "r95": whole.covariance,
-        "r95_live": redundancy95_live(x).covariance if near.dead else whole.covariance,
+        "r95_live": _share_of_live(alive, len(rows)) if near.dead else whole.covariance,
         "r95_correlation": whole.correlation,
         "participation_ratio": whole.participation_ratio,
     }
+
+
+def _share_of_live(covariance: Tensor, samples: int) -> float:
+    return redundancy_of(covariance, torch.ones(len(covariance), dtype=torch.bool), samples).covariance
+
+
+@functools.lru_cache(maxsize=64)
+def _of_noise(samples: int, units: int, seed: int) -> dict[str, float]:
+    """The numbers of white noise: the same for every layer of that size."""
+    return layer_numbers(white_noise(samples, units, seed))
+
+
+def layers_alone(
+    model: nn.Module, layers: Sequence[Layer], samples: Samples, max_rows: int, seed: int
+) -> dict[str, Any]:
+    """The measures of `layers_beside_nulls` without any null."""
+    found = collect(model, layers, samples, max_rows, seed)
+    rows = [_one_layer(layer.name, found[layer.name], None, seed)[0] for layer in layers]
+    return {"layers": rows, **net_values(rows)}
 
 
 def layers_beside_nulls(
@@ -55,21 +79,25 @@ def layers_beside_nulls(
         about, others = _one_layer(layer.name, trained[layer.name], untrained[layer.name], seed)
         rows.append(about)
         for name in NULLS:
-            beside[name].append({"name": layer.name, **others.get(name, {})})
+            beside[name].append({"name": layer.name, "units": about["units"], **others.get(name, {})})
     return {"layers": rows, **net_values(rows)}, {n: {"layers": r, **net_values(r)} for n, r in beside.items()}
 
 
 def _one_layer(
-    name: str, trained: Activations, untrained: Activations, seed: int
+    name: str, trained: Activations, untrained: Activations | None, seed: int
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     about: dict[str, Any] = {"name": name, "units": trained.rows.shape[1], "images": trained.images}
     try:
-        found = beside_nulls(layer_numbers, trained.rows, others={"untrained": untrained.rows}, seed=seed)
+        ratio = sample_ratio(len(trained.rows), trained.rows.shape[1])
+        values, nulls = layer_numbers(trained.rows), dict[str, dict[str, float]]()
+        if untrained is not None:
+            nulls["white noise"] = dict(_of_noise(ratio.samples, ratio.units, seed))
+            nulls["permuted"] = layer_numbers(permuted(trained.rows, seed))
+            nulls["untrained"] = layer_numbers(untrained.rows)
     except DataError as error:
         return {**about, "samples": len(trained.rows), "refused": str(error)}, {}
-    ratio = found.ratio
     about |= {"samples": ratio.samples, "ratio": ratio.ratio, "thin": ratio.thin}
-    return {**about, **found.values}, found.nulls
+    return {**about, **values}, nulls
 
 
 def net_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

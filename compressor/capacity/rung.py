@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compressor.capacity.ablation import AblationCurve, ablation_curve
+from compressor.capacity.ablation import AblationCurve, ablation_curve, noise_curve, random_and_targeted
 from compressor.capacity.chunked import chunks_beside_nulls, plain
 from compressor.capacity.collect import Layer
 from compressor.capacity.effective import effective_widths
-from compressor.capacity.layerwise import layers_beside_nulls, layers_to_measure
+from compressor.capacity.layerwise import layers_alone, layers_beside_nulls, layers_to_measure
 from compressor.capacity.measures import prunable, removable_area, targeted_gap
 from compressor.capacity.settings import Setting
 from compressor.errors import CompressorError
@@ -48,13 +48,7 @@ def measure_rung(
     report("layers", 0.0)
     measures, nulls = layers_beside_nulls(model, fresh, layers, data.judge, ladder.max_rows, seed)
     report("ablation", 0.0)
-    measures["ablation"] = _ablation(model, layers, data.judge, ladder.orders, seed)
-    nulls["untrained"]["ablation"] = _ablation(fresh, layers, data.judge, ladder.orders, seed)
-    if ladder.by_layer:
-        measures["by_layer"] = [
-            {"name": layer.name, **_curve(ablation_curve(model, [layer], data.judge, orders=ladder.orders, seed=seed))}
-            for layer in layers
-        ]
+    _ablations(setting, [(model, measures), (fresh, nulls["untrained"])], layers, data, seed)
     report("chunks", 0.0)
     own = data.train if data.train is not None else data.tune
     some = own.take(range(min(len(own), ladder.chunk_samples)))
@@ -71,6 +65,28 @@ def measure_rung(
     seconds = {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)}
     rung = {"setting": setting.name, "width": width, "seed": seed, **about, "traits": setting.traits(data)}
     return {**rung, "measures": measures, "nulls": nulls, "seconds": seconds}
+
+
+def _ablations(
+    setting: Setting, networks: Sequence[tuple[nn.Module, dict[str, Any]]], layers: Sequence[Layer], data: Data,
+    seed: int,
+) -> None:  # fmt: skip
+    """Adds `ablation`, `noise` and, where the recipe says so, `by_layer` to the numbers of every network."""
+    ladder, judge = setting.ladder, _asked(setting, data)
+    for model, part in networks:
+        part["ablation"] = _ablation(model, layers, judge, ladder.orders, seed)
+        part["noise"] = _noise(noise_curve(model, layers, judge, seed=seed))
+        if ladder.by_layer:
+            part["by_layer"] = [
+                {"name": at.name, **_curve(ablation_curve(model, [at], judge, orders=ladder.orders, seed=seed))}
+                for at in layers
+            ]
+
+
+def _asked(setting: Setting, data: Data) -> Samples:
+    """The test samples that ablated networks are asked."""
+    count = setting.ladder.ablation_samples
+    return data.judge if count is None else data.judge.take(range(min(len(data.judge), count)))
 
 
 def _networks(
@@ -140,10 +156,12 @@ def _snapshots(
             continue
         earlier = copy.deepcopy(model)
         earlier.load_state_dict(load_file(path))
-        numbers, _ = layers_beside_nulls(earlier, earlier, layers, data.judge, setting.ladder.max_rows, seed)
+        numbers = layers_alone(earlier, layers, data.judge, setting.ladder.max_rows, seed)
         asked = {"repeats": setting.ladder.chunks, "regressions": setting.ladder.regressions, "seed": seed}
-        chunks, _ = chunks_beside_nulls(earlier, earlier, some, data.judge, **asked)
-        ablation = _curve(ablation_curve(earlier, layers, data.judge, orders=setting.ladder.orders, seed=seed))
+        chunks, _ = chunks_beside_nulls(earlier, None, some, data.judge, **asked)
+        ablation = _curve(
+            ablation_curve(earlier, layers, _asked(setting, data), orders=setting.ladder.orders, seed=seed)
+        )
         found.append({"share": share, **numbers, "ablation": ablation, "chunks": chunks})
         found[-1]["accuracy"] = _accuracies(earlier, data)
     return found
@@ -151,8 +169,7 @@ def _snapshots(
 
 def _ablation(model: nn.Module, layers: Sequence[Layer], samples: Samples, orders: int, seed: int) -> dict[str, Any]:
     """All layers at once: random orders, and most similar units first."""
-    random = ablation_curve(model, layers, samples, orders=orders, seed=seed)
-    targeted = ablation_curve(model, layers, samples, orders=orders, seed=seed, targeted=True)
+    random, targeted = random_and_targeted(model, layers, samples, orders=orders, seed=seed)
     gap = targeted_gap(random.agreement, targeted.agreement)
     return {**_curve(random), "targeted": targeted.agreement.tolist(), "targeted_gap": gap}
 
@@ -168,6 +185,11 @@ def _curve(curve: AblationCurve) -> dict[str, Any]:
         "prunable_mean": plain(found.per_order.mean(keepdims=True))[0],
         "removable": removable_area(curve.agreement),
     }
+
+
+def _noise(curve: AblationCurve) -> dict[str, Any]:
+    accuracy = None if curve.accuracy is None else curve.accuracy.tolist()
+    return {"scales": list(curve.fractions), "agreement": curve.agreement.tolist(), "accuracy": accuracy}
 
 
 def _accuracies(model: nn.Module, data: Data) -> dict[str, float | None]:

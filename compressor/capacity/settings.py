@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,15 @@ class Setting:
     ladder: CapacitySection
     train: TrainSection | None
 
-    def data(self, base: Path, seed: int) -> Data:
+    def data(self, base: Path, seed: int, load: Callable[[str, Path], Data] | None = None) -> Data:
         """Its data, with as many training samples and such labels as it says; random labels are drawn by `seed`.
+
+        `load` may remember what it has read.
 
         Raises DataError where it asks for more training samples than there are.
         """
-        found = load_data(self.recipe.spec_of(data=self.section.data_args)[1], base=base)
+        spec = self.recipe.spec_of(data=self.section.data_args)[1]
+        found = load_data(spec, base=base) if load is None else load(spec, base)
         if found.train is None:
             return found
         train, count = found.train, self.section.train_samples or self.ladder.train_samples

@@ -11,9 +11,11 @@ from typing import Any
 
 from compressor.capacity.claims.evidence import Evidence
 from compressor.capacity.claims.registry import judge_claims
+from compressor.capacity.engines import RUNGS, Cell, forget, in_processes, measure, on_ray
 from compressor.capacity.ensembles import ensembles
-from compressor.capacity.rung import NETWORKS, OUTPUTS, measure_rung
+from compressor.capacity.rung import NETWORKS, OUTPUTS
 from compressor.capacity.settings import Setting, settings_of
+from compressor.capacity.slopes import fitted_slopes
 from compressor.errors import UsageError
 from compressor.export.files import Claim, claim_folder, write_json, write_text
 from compressor.recipe import Recipe, resolved
@@ -23,7 +25,7 @@ from compressor.stages import Report, silent
 from compressor.studies import part_of, same_request
 
 SCHEMA = 1
-STUDY, TRIALS, PAGE, RUNGS = "study.json", "trials.csv", "report.html", "rungs"
+STUDY, TRIALS, PAGE = "study.json", "trials.csv", "report.html"
 _RAW = ("setting", "width", "seed", "network", "quantity", "layer", "size", "fraction", "trial", "value")
 
 
@@ -43,9 +45,11 @@ def run_capacity(
     claim = claim_folder(out, resume=resume, force=force)
     try:
         specs = [recipe.model, recipe.data]
-        same_request(claim, recipe, specs, base, force=force, results=(STUDY, TRIALS, PAGE), parts=RUNGS)
+        same_request(
+            claim, _same_everywhere(recipe), specs, base, force=force, results=(STUDY, TRIALS, PAGE), parts=RUNGS
+        )
         _prepare(claim, force)
-        rungs = list(_climb(settings, base, claim.path, report))
+        rungs = _climb(recipe, settings, base, claim.path, report)
         found = _summed_up(recipe, rungs, settings, claim.path, command)
         write_json(claim.path / STUDY, found, sort_keys=False)
         write_text(claim.path / TRIALS, trials(rungs))
@@ -63,19 +67,41 @@ def _prepare(claim: Claim, force: bool) -> None:
             file.unlink()
 
 
-def _climb(settings: Sequence[Setting], base: Path, folder: Path, report: Report) -> Iterator[dict[str, Any]]:
+def _same_everywhere(recipe: Recipe) -> Recipe:
+    """The recipe without where its rungs run: that changes no number."""
+    assert recipe.capacity is not None
+    ladder = recipe.capacity.model_copy(update={"workers": 1, "ray": None})
+    return recipe.model_copy(update={"capacity": ladder})
+
+
+def _climb(
+    recipe: Recipe, settings: Sequence[Setting], base: Path, folder: Path, report: Report
+) -> list[dict[str, Any]]:
     """All rungs, the narrow ones first: whoever stops the study early has whole ladders of cheap rungs."""
-    places = [(s, w, seed) for w in settings[0].ladder.widths for s in settings for seed in settings[0].ladder.seeds]
-    data: dict[tuple[str, int], Any] = {}
-    for place, (setting, width, seed) in enumerate(places):
-        path = folder / RUNGS / f"{setting.rung(width, seed)}.json"
-        if not path.is_file():
-            key = setting.name, seed
-            if key not in data:
-                data[key] = setting.data(base, seed)
-            part = part_of(report, "rung", place, len(places))
-            write_json(path, measure_rung(setting, width, seed, data[key], base, folder, part), sort_keys=False)
-        yield json.loads(path.read_bytes())
+    forget()
+    ladder = settings[0].ladder
+    plain = _same_everywhere(recipe)
+    cells = [
+        Cell(plain, base.resolve(), folder.resolve(), s.name, w, seed)
+        for w in ladder.widths
+        for s in settings
+        for seed in ladder.seeds
+    ]
+    missing = [cell for cell in cells if not cell.path.is_file()]
+    finished = [len(cells) - len(missing)]
+
+    def done() -> None:
+        finished[0] += 1
+        report("rungs", finished[0] / len(cells))
+
+    if ladder.ray is not None and missing:
+        on_ray(missing, ladder.ray, done)
+    elif ladder.workers > 1 and missing:
+        in_processes(missing, min(ladder.workers, len(missing)), done)
+    else:
+        for cell in missing:
+            measure(cell, part_of(report, "rung", cells.index(cell), len(cells)))
+    return [json.loads(cell.path.read_bytes()) for cell in cells]
 
 
 def _summed_up(
@@ -88,12 +114,14 @@ def _summed_up(
         for seed in s.ladder.seeds
     }
     together = ensembles(rungs, names)
+    evidence = Evidence(rungs, together)
     return {
         "schema_version": SCHEMA,
         "recipe": resolved(recipe),
         "rungs": rungs,
         "ensembles": together,
-        "claims": judge_claims(Evidence(rungs, together)),
+        "claims": judge_claims(evidence),
+        "slopes": fitted_slopes(evidence),
         "versions": versions(),
         "machine": machine(),
         "command": command,
@@ -125,10 +153,16 @@ def _rows(part: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         for trial, curve in enumerate(ablation.get(name) or ()):
             for fraction, value in zip(ablation["fractions"], curve, strict=True):
                 yield f"ablation_{name}", "", "", f"{fraction:.4f}", trial, value
+    noise = part.get("noise", {})
+    for name in ("agreement", "accuracy"):
+        for trial, curve in enumerate(noise.get(name) or ()):
+            for scale, value in zip(noise["scales"], curve, strict=True):
+                yield f"noise_{name}", "", "", f"{scale:.4f}", trial, value
     chunks = part.get("chunks", {})
     for name in (
         "test_error",
         "train_error",
+        "test_loss",
         "r2",
         "r2_outside",
         "residual_correlation",

@@ -13,7 +13,12 @@ from markupsafe import Markup
 from rich.table import Table
 
 from compressor.export.files import write_text
-from compressor.report.capacity_pictures import against_width, chunk_errors_picture, reconstruction_picture
+from compressor.report.capacity_pictures import (
+    against_width,
+    chunk_errors_picture,
+    layer_stack,
+    reconstruction_picture,
+)
 
 _COLUMNS = (
     ("accuracy, test %", lambda m, _: m["accuracy"]["test"], "{:.1f}"),
@@ -54,7 +59,8 @@ def effect_of(row: Mapping[str, Any]) -> str:
 
 def null_of(row: Mapping[str, Any]) -> str:
     """The null's effect and its name, or nothing."""
-    return "" if row["null"] is None else f"{row['null']['effect']:.3g} ({row['null']['name']})"
+    null = row["null"]
+    return "" if null is None or null["effect"] is None else f"{null['effect']:.3g} ({null['name']})"
 
 
 def ladder_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -92,7 +98,10 @@ def write_capacity(found: Mapping[str, Any], path: Path) -> None:
     page = environment.get_template("capacity.html.j2").render(
         found=found,
         name=found["recipe"]["description"] or found["recipe"]["model"],
-        settings=[_setting(name, [r for r in found["rungs"] if r["setting"] == name]) for name in settings],
+        settings=[
+            _setting(name, [r for r in found["rungs"] if r["setting"] == name], found.get("slopes", {}).get(name))
+            for name in settings
+        ],
         headings=ladder_headings(),
         verdict_of=verdict_of,
         effect_of=effect_of,
@@ -113,11 +122,12 @@ def refusals(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(found)
 
 
-def _setting(name: str, rungs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _setting(name: str, rungs: Sequence[Mapping[str, Any]], slope: Mapping[str, Any] | None) -> dict[str, Any]:
     pictures = [
         against_width(rungs, "prunable", f"prunable units, {name}", _rate(rungs, "ablation")),
         against_width(rungs, "redundant", f"redundant directions, {name}", _rate(rungs, "r95")),
-        chunk_errors_picture(rungs, name),
+        layer_stack(rungs, name),
+        chunk_errors_picture(rungs, name, slope),
         reconstruction_picture(rungs, name, "r2_outside"),
         reconstruction_picture(rungs, name, "residual_correlation_outside"),
     ]

@@ -37,8 +37,14 @@ def against_width(rungs: Sequence[Mapping[str, Any]], what: str, title: str, rat
 
 
 @matplotlib.style.context("default")
-def chunk_errors_picture(rungs: Sequence[Mapping[str, Any]], name: str) -> str | None:
-    """Mean chunk test error against size at the greatest width, -1/2 as reference, the refitted untrained features."""
+def chunk_errors_picture(
+    rungs: Sequence[Mapping[str, Any]], name: str, slope: Mapping[str, Any] | None = None
+) -> str | None:
+    """Mean chunk test error against size at the greatest width, with the fit above w* and -1/2 as reference.
+
+    Beside it the untrained features with a head refitted to them. `slope` is an entry of a study's `slopes`; both
+    curves end at its floor.
+    """
     widest = _widest(rungs)
     figure, axes = framed_figure(3.4)
     points = _by_size(widest, None, "test_error")
@@ -47,12 +53,43 @@ def chunk_errors_picture(rungs: Sequence[Mapping[str, Any]], name: str) -> str |
     _points(axes, points, ACCENT, "-", "trained, test")
     _points(axes, _by_size(widest, None, "train_error"), GOOD, "-", "trained, training data")
     _points(axes, _by_size(widest, "untrained", "test_error"), UNSURE, "--", "untrained, head refitted")
-    last = max(points)
-    start = points[last] if points[last] > 0 else max(points.values())
-    axes.plot(sorted(points), [start * (size / last) ** -0.5 for size in sorted(points)], color=MUTED, lw=1, ls=":",
-              label="size to the power of -1/2")  # fmt: skip
+    floor = 0.0 if slope is None else slope["floor"]
+    if slope is not None:
+        sizes = slope["sizes"]
+        fitted = [floor + slope["amplitude"] * size ** slope["exponent"] for size in sizes]
+        axes.plot(sizes, fitted, color=INK, lw=1.5, label=f"fit: exponent {slope['exponent']:.2f}, floor {floor:.3f}")
+    last = max(points) if slope is None else slope["sizes"][-1]
+    start = max(points[last] - floor, 1e-6) if points[last] > 0 else max(points.values())
+    half = [floor + start * (size / last) ** -0.5 for size in sorted(points)]
+    axes.plot(sorted(points), half, color=MUTED, lw=1, ls=":", label="exponent -1/2")
     _log(axes, "units of the chunk", "error")
     return _finished(figure, axes, f"chunks-{name}", f"chunk error against chunk size, {name}")
+
+
+@matplotlib.style.context("default")
+def layer_stack(rungs: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """Redundant directions (R95 times units) of every layer, stacked, against width. None for fewer than two layers."""
+    stacks: dict[float, dict[str, list[float]]] = {}
+    for rung in rungs:
+        for layer in rung["measures"]["layers"]:
+            if "r95" in layer:
+                found = stacks.setdefault(rung["width"], {})
+                found.setdefault(layer["name"], []).append(layer["r95"] * layer["units"])
+    widths = sorted(stacks)
+    names = list(dict.fromkeys(layer for width in widths for layer in stacks[width]))
+    if len(names) < 2:
+        return None
+    figure, axes = framed_figure(3.4)
+    below = [0.0] * len(widths)
+    for place, layer in enumerate(names):
+        heights = [mean(stacks[width].get(layer, [0.0])) for width in widths]
+        shade = 1 - 0.75 * place / (len(names) - 1)
+        axes.bar(range(len(widths)), heights, bottom=below, color=ACCENT, alpha=shade, label=layer, width=0.7)
+        below = [low + height for low, height in zip(below, heights, strict=True)]
+    axes.set_xticks(range(len(widths)), [f"{width:g}" for width in widths])
+    axes.set_xlabel("width")
+    axes.set_ylabel("redundant directions by layer")
+    return _finished(figure, axes, f"layers-{name}", f"redundant directions of every layer against width, {name}")
 
 
 @matplotlib.style.context("default")

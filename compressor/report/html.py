@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from compressor.export.files import write_bytes
-from compressor.report import frontier, words
+from compressor.report import frontier, layers, words
 from compressor.report.pictures import ablation_picture, frontier_picture, search_picture, verdict_picture
 from compressor.report.record import GroupPart, Record, validate
 from compressor.report.views import speed_word
@@ -45,6 +45,7 @@ def render_html(record: Mapping[str, Any] | Record) -> str:
         search_svg=_picture(search_picture(checked)),
         ablation_svg=_picture(ablation_picture(checked.ablation)),
         segments=segments,
+        layers=layers,
         candidates=words.candidates(checked),
         nearness=words.nearness(checked),
         clocked_sentence=words.clocked_sentence(checked),

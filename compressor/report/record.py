@@ -288,6 +288,8 @@ class Record(Part):
     thresholds: Plain = {}
     ablation: Ablation | None = None
     groups: list[GroupPart]
+    layers: list[Plain] = []
+    last_hidden: Plain | None = None
     coverage: Coverage | None = None
     search: list[Candidate] = []
     onnx: OnnxPart | None

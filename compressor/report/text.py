@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compressor.report.layers import layer_views
 from compressor.report.record import Candidate, GroupPart, Record, validate
 from compressor.report.tables import cells, frozen_table, heading, line, plain_table, worded
 from compressor.report.views import bench_view, doctor_view, inspect_view
@@ -69,7 +70,7 @@ def analyze_view(record: Mapping[str, Any] | Record) -> RenderableType:
     parts: list[RenderableType] = [worded(verdict_line(checked), "bold")]
     if checked.coverage:
         parts.append(worded(checked.coverage.text))
-    return Group(*parts, *_found(checked), *_warnings(checked))
+    return Group(*parts, *_found(checked), *layer_views(checked), *_warnings(checked))
 
 
 def sizes_table(record: Record) -> Table:

@@ -23,7 +23,7 @@ def load_data(
 ) -> Data:
     """The data that a DATA spec names, with every part.
 
-    `digits`, `fashion-mnist`, `cifar10`, `imagefolder:DIR?size=128` (which alone uses `transform`), or a
+    `digits`, `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder:DIR?size=128` (which alone uses `transform`), or a
     factory `path/file.py:name?k=v` / `package.module:name`: it returns a Dataset of (input, label), a pair
     (inputs, labels), or a mapping with any of train, calibrate, tune and judge to such. What is missing is
     split off by content (`seed` chooses another cut). Relative paths start at `base`. Raises SourceError for

@@ -1,4 +1,4 @@
-"""Datasets that have a name: digits, Fashion-MNIST, CIFAR-10, a folder of images."""
+"""Datasets that have a name: digits, Fashion-MNIST, CIFAR-10 and -100, a folder of images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from compressor.sources.splits import split_by_content
 
 DIGITS_JUDGE, DIGITS_TUNE = 700, 250
 HELD_OUT = 5_000
-"""Training images of Fashion-MNIST and CIFAR-10 that stay out of training, for calibrate and tune."""
+"""Training images of Fashion-MNIST and CIFAR that stay out of training, for calibrate and tune."""
 
 IMAGE_LIMIT = 20_000
 """Images that are taken from one folder at most, chosen by a hash of their paths."""
@@ -34,6 +34,7 @@ _IDX_LIMIT = 2**28
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _CIFAR_MEAN, _CIFAR_DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100_MEAN, _CIFAR100_DEVIATION = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Parts = dict[str, Any]
@@ -72,13 +73,24 @@ def cifar10(seed: int = 0) -> Parts:
     """
     from torchvision.datasets import CIFAR10
 
-    root = Path(os.environ.get("CIFAR10") or cache_folder() / "cifar10")
+    return _cifar(CIFAR10, "cifar10", "cifar-10-batches-py", _CIFAR_MEAN, _CIFAR_DEVIATION)
+
+
+def cifar100(seed: int = 0) -> Parts:
+    """CIFAR-100 (100 classes), otherwise as `cifar10`; from `$CIFAR100` (with cifar-100-python in it) or a download."""
+    from torchvision.datasets import CIFAR100
+
+    return _cifar(CIFAR100, "cifar100", "cifar-100-python", _CIFAR100_MEAN, _CIFAR100_DEVIATION)
+
+
+def _cifar(kind: Any, name: str, inner: str, means: tuple[float, ...], deviations: tuple[float, ...]) -> Parts:
+    root = Path(os.environ.get(name.upper()) or cache_folder() / name)
 
     def read(train: bool) -> tuple[Tensor, Tensor]:
-        with _downloading("cifar10", "CIFAR10"):
-            found = CIFAR10(str(root), train=train, download=not (root / "cifar-10-batches-py").is_dir())
+        with _downloading(name, name.upper()):
+            found = kind(str(root), train=train, download=not (root / inner).is_dir())
         images = torch.from_numpy(np.asarray(found.data)).permute(0, 3, 1, 2).float() / 255
-        mean, deviation = (torch.tensor(row).view(1, 3, 1, 1) for row in (_CIFAR_MEAN, _CIFAR_DEVIATION))
+        mean, deviation = (torch.tensor(row).view(1, 3, 1, 1) for row in (means, deviations))
         return (images - mean) / deviation, torch.tensor(found.targets, dtype=torch.int64)
 
     images, labels = read(train=True)
@@ -213,4 +225,5 @@ NAMED: Mapping[str, Callable[..., Parts]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,
+    "cifar100": cifar100,
 }

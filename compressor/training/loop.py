@@ -258,7 +258,8 @@ class _Run:
             leaf = leaf.to(self.dtype) if leaf.is_floating_point() else leaf
             if leaf.ndim == 4:
                 leaf = augmented(leaf, self.options.flip, self.options.shift, self.draws).to(self.device)
-                return leaf.contiguous(memory_format=torch.channels_last) if self.channels_last else leaf
+                order = torch.channels_last if self.channels_last else torch.contiguous_format
+                return leaf.contiguous(memory_format=order)
             return leaf.to(self.device)
 
         if self.options.mix:
@@ -281,8 +282,14 @@ def _cross_entropy(smoothing: float) -> Loss:
 
 
 def _prefers_channels_last(model: nn.Module) -> bool:
-    """Two-dimensional convs run faster with channels last, on CPUs and on tensor cores."""
-    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+    """Two-dimensional convs run faster with channels last, on CPUs and on tensor cores.
+
+    Not with a strided 1 x 1 convolution of fewer than 8 inputs (the skips of narrow ResNets): torch's CPU kernel for
+    its gradient then writes beyond its memory (seen with 2.14 and 2 or 4 inputs; 8 are fine).
+    """
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    broken = [c for c in convs if c.kernel_size == (1, 1) and max(c.stride) > 1 and c.in_channels < 8]  # pyright: ignore
+    return bool(convs) and not broken
 
 
 def _computes_bf16(device: torch.device) -> bool:

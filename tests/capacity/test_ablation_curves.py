@@ -9,9 +9,10 @@ from planted import Concat, Convs, Dense, Residual, small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.capacity.ablation import ablation_curve, place_moments
+from compressor.capacity.ablation import ablation_curve, noise_curve, place_moments, random_and_targeted
 from compressor.capacity.collect import Layer, Place, layers_at, layers_of
 from compressor.capacity.measures import prunable, removable_area, targeted_gap
+from compressor.capacity.prefix import Prefix
 from compressor.errors import ModelError, UsageError
 from compressor.sources.samples import Samples, as_samples
 from compressor.stages import find_units
@@ -154,6 +155,85 @@ def test_one_layer_alone_is_gentler_than_all() -> None:
         for names in (["3"], ["1", "3"])
     )
     assert alone > together
+
+
+@pytest.mark.parametrize("room", [2**28, 20_000, 0])
+def test_what_comes_before_the_ablation_is_computed_once(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    samples = data(model)
+    plain = ablation_curve(model, layers_at(["3"]), samples)
+    runs: list[int] = []
+    model[0].register_forward_hook(lambda *_: runs.append(0))
+    monkeypatch.setattr("compressor.capacity.prefix.ROOM", room)
+    forward = nn.Linear.forward
+    calls: list[int] = []
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: (calls.append(id(self)), forward(self, x))[1])
+    again = ablation_curve(model, layers_at(["3"]), samples)
+    np.testing.assert_array_equal(plain.agreement, again.agreement)
+    passes = 3 * 5 + 2  # three orders of five parts, everything once, and the intact pass
+    assert len(runs) == 3 * passes  # in three batches
+    assert calls.count(id(model[0])) == (3 if room == 2**28 else 3 * passes)
+    assert calls.count(id(model[4])) == 3 * passes
+    assert "forward" not in vars(model[0])
+
+
+def test_a_layer_that_runs_on_both_sides_of_the_ablation_is_not_remembered() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.act, self.head = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.shared(self.act(self.shared(x))))
+
+    model = Twice().double()
+    prefix = Prefix(model, layers_at(["act"])[0].places)
+    with prefix.recorded():
+        model(normal(5))
+    assert prefix._kept == {}
+
+
+def test_both_kinds_of_order_together_are_those_of_each_alone() -> None:
+    model, samples = copied()
+    both = random_and_targeted(model, layers_at(["1", "3"]), samples, orders=2, seed=4)
+    for targeted, curve in zip((False, True), both, strict=True):
+        alone = ablation_curve(model, layers_at(["1", "3"]), samples, orders=2, seed=4, targeted=targeted)
+        np.testing.assert_array_equal(curve.agreement, alone.agreement)
+
+
+def test_noise_of_the_units_own_spread() -> None:
+    model = network()
+    samples = data(model)
+    found = noise_curve(model, layers_at(["3"]), samples, scales=[0.0, 0.1, 1.0], orders=2, seed=1)
+    assert found.how == "noise"
+    assert (found.agreement[:, 0] == 1).all()
+    assert (found.agreement[:, 1] > found.agreement[:, 2] + 0.05).all()
+    assert (found.agreement[0] != found.agreement[1]).any()
+    np.testing.assert_array_equal(
+        found.agreement,
+        noise_curve(model, layers_at(["3"]), samples, scales=[0.0, 0.1, 1.0], orders=2, seed=1).agreement,
+    )
+    x, _ = samples.batch(torch.arange(len(samples)))
+    with torch.no_grad():
+        hidden = model[:4](x)
+        draws = torch.Generator().manual_seed(int(np.random.SeedSequence([1, 0, 2, 0]).generate_state(1)[0]))
+        noise = torch.cat([torch.randn(part.shape, generator=draws) for part in hidden.split(128)])
+        answers = model[4](hidden + hidden.std(1, correction=0, keepdim=True) * noise.double()).argmax(1)
+    assert found.agreement[0, 2] == pytest.approx(float((answers == samples.labels).double().mean()), abs=1e-12)
+
+
+def test_exchangeable_units_can_be_pruned_more_the_more_there_are_without_any_training() -> None:
+    shares = []
+    for width in (8, 64, 512):
+        draws = torch.Generator().manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, width, bias=False), nn.Identity(), nn.Linear(width, 2, bias=False)).double()
+        with torch.no_grad():  # every unit: the same signal, and noise of its own twice as large
+            model[0].weight.copy_(torch.ones(width, 6) + 2 * torch.randn(width, 6, generator=draws))
+            model[2].weight.copy_(torch.tensor([[1.0], [-1.0]]).expand(2, width) / width)
+        curve = ablation_curve(model, layers_at(["1"]), data(model), orders=5)
+        shares.append(prunable(curve.fractions, curve.agreement).mean)
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] > 0.8
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LinearRegression, Ridge
+from torch.nn import functional as F
 
 from compressor.capacity.measures import (
     ChunkErrors,
     ChunkReconstruction,
     chunk_errors,
+    chunk_losses,
     chunk_reconstruction,
     clones,
     correlation_null,
@@ -188,6 +190,30 @@ def test_an_oracle_agrees_on_chunk_errors(scale_bias: bool) -> None:
             ((x[:, c] @ weight[:, c].T + constant).argmax(1) != labels).mean() for c in draws(32, entry.size, 5, 2)
         ]
         np.testing.assert_allclose(entry.errors, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_an_oracle_agrees_on_cross_entropies(rescale: bool) -> None:
+    x, (weight, bias) = layer(), head()
+    labels = np.random.default_rng(1).integers(0, 6, len(x))
+    for entry in chunk_losses(x, weight, bias, labels, SIZES, 5, seed=2, rescale=rescale):
+        factor = 32 / entry.size if rescale else 1
+        logits = [factor * (x[:, c] @ weight[:, c].T) + bias for c in draws(32, entry.size, 5, 2)]
+        expected = [float(F.cross_entropy(torch.from_numpy(z), torch.from_numpy(labels))) for z in logits]
+        np.testing.assert_allclose(entry.losses, expected, rtol=1e-10)
+    one = chunk_losses(x, weight[:1], bias[:1], labels % 2, [32], 1, 0)[0].losses
+    scores = torch.from_numpy(x @ weight[0] + bias[0])
+    target = torch.from_numpy(labels % 2).double()
+    assert one.item() == pytest.approx(float(F.binary_cross_entropy_with_logits(scores, target)))
+
+
+def test_few_logits_at_a_time_are_the_same_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, (weight, bias) = layer(), head()
+    labels = np.random.default_rng(1).integers(0, 6, len(x))
+    at_once = chunk_errors(x, weight, bias, labels, SIZES, 5, seed=2)
+    monkeypatch.setattr("compressor.capacity.measures.classification.ROOM", 1)
+    for one, other in zip(at_once, chunk_errors(x, weight, bias, labels, SIZES, 5, seed=2), strict=True):
+        np.testing.assert_array_equal(one.errors, other.errors)
 
 
 def test_all_units_make_the_networks_own_error_in_every_trial() -> None:

@@ -112,3 +112,10 @@ def test_too_small_a_sample_and_another_width_are_refused() -> None:
         beside_nulls(measure, alike(samples=40))
     with pytest.raises(DataError, match="'untrained'"):
         beside_nulls(lambda _x: {}, alike(), others={"untrained": white_noise(600, 9, 0)})
+
+
+def test_chance_correlations_stay_far_below_one_half() -> None:
+    x = white_noise(768, 200, seed=0)
+    pairs = np.abs(np.corrcoef(x, rowvar=False)[np.triu_indices(200, 1)])
+    assert pairs.mean() == pytest.approx(0.029, abs=0.001)
+    assert similar_units(x).mean == 0

@@ -1,4 +1,5 @@
 import gzip
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,22 @@ def test_cifar10(monkeypatch, tmp_path: Path):
     wanted = (first[5, 6, 2] / 255 - 0.4465) / 0.2616
     assert abs(float(data.judge[0][0][2, 5, 6]) - wanted) < 1e-5
     assert data.judge.name == "judge data"
+
+
+def test_cifar100(monkeypatch, tmp_path: Path):
+    (tmp_path / "cifar-100-python").mkdir()
+    for name, count in (("train", 5040), ("test", 30)):
+        pixels = np.random.RandomState(count).randint(0, 256, (count, 3072), np.uint8)
+        labels = [place % 100 for place in range(count)]
+        (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps({"data": pixels, "fine_labels": labels}))
+    monkeypatch.setattr("torchvision.datasets.CIFAR100._check_integrity", lambda self: True)  # it knows the real files
+    monkeypatch.setattr("torchvision.datasets.CIFAR100._load_meta", lambda self: None)
+    monkeypatch.setenv("CIFAR100", str(tmp_path))
+    data = load_data("cifar100")
+    assert (len(data.train), len(data.judge), int(data.judge.labels.max())) == (40, 30, 29)
+    assert int(data.calibrate.labels.max()) == 99
+    red = np.random.RandomState(30).randint(0, 256, (30, 3072), np.uint8)[0, 5 * 32 + 6]
+    assert float(data.judge[0][0][0, 5, 6]) == pytest.approx((red / 255 - 0.5071) / 0.2673, abs=1e-5)
 
 
 def paint(folder: Path, count: int, seed: int, size=40) -> None:

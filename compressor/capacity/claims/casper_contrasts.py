@@ -15,6 +15,8 @@ from compressor.capacity.claims.judging import Joint, Reading, Statistic, every,
 from compressor.capacity.claims.registry import CASPER_V5, claim
 from compressor.capacity.measures.checks import Array
 
+SAME = "before training the networks of both settings are the same ones: their difference is 0"
+
 
 @claim(
     "A-7",
@@ -73,8 +75,8 @@ def random_labels_lower_prunability(study: Evidence) -> Joint:
     for pair in study.contrasts("labels", also=("regulariser", "epochs")):
         random, true = sorted(pair, key=lambda name: study.traits(name)["labels"])
         tests += [
-            _contrast(study, (random, true), "x*, random / true", prunable, _last_ratio, high=0.5, null=False),
-            _contrast(study, (random, true), "R95, random - true", redundancy, _last_difference, -0.1, 0.1, null=False),
+            _contrast(study, (random, true), "x*, random / true", prunable, _last_ratio, high=0.5),
+            _contrast(study, (random, true), "R95, random - true", redundancy, _last_difference, -0.1, 0.1),
         ]
     return every(tests)
 
@@ -83,6 +85,7 @@ def random_labels_lower_prunability(study: Evidence) -> Joint:
     "A-10",
     CASPER_V5,
     "Growth of the prunable units differs by at most 0.3 between regularisers.",
+    without_null=SAME,
 )
 def regularisers_hardly_matter(study: Evidence) -> Joint:
     """Difference of g between every two settings that differ in the regulariser alone."""
@@ -93,6 +96,7 @@ def regularisers_hardly_matter(study: Evidence) -> Joint:
     "A-11",
     CASPER_V5,
     "Growth of the prunable units differs by at most 0.4 when learning rate and batch size are scaled together.",
+    without_null=SAME,
 )
 def scale_hardly_matters(study: Evidence) -> Joint:
     """Difference of g between every two settings that differ in the scale alone."""
@@ -117,8 +121,10 @@ def widening_stays_local(study: Evidence) -> Joint:
             continue
         for place, (layer, before, after) in enumerate(sizes):
             rows = study.curve(name, _layer_prunable(place), what="the ablation of single layers (by_layer)")
+            null = {"untrained": study.null_curve(name, _layer_prunable(place), "untrained")}
             low, high = (0.9, 1.1) if before == after else (1.5, math.inf)
-            tests.append(judged(name, f"g of prunable units of {layer}", rows, rate(study.doublings()), low, high))
+            what = f"g of prunable units of {layer}"
+            tests.append(judged(name, what, rows, rate(study.doublings()), low, high, null))
     if not tests:
         raise NotInStudy("not in this study: a ladder in which one layer alone is widened")
     return every(tests)
@@ -128,6 +134,7 @@ def widening_stays_local(study: Evidence) -> Joint:
     "A-13",
     CASPER_V5,
     "Prunable and redundant share change by at most 0.05 over the last snapshots of training.",
+    without_null="an untrained network has no course of training",
 )
 def flat_at_the_end(study: Evidence) -> Joint:
     """End minus the first snapshot at or after half of the training, at the greatest width."""
@@ -146,6 +153,7 @@ def flat_at_the_end(study: Evidence) -> Joint:
     CASPER_V5,
     "Growth of the prunable units differs by at most 0.2 between numbers of training examples that differ"
     " by a factor of 10 or more.",
+    without_null=SAME,
 )
 def samples_hardly_matter(study: Evidence) -> Joint:
     """Difference of g between settings that differ in the number of training samples alone."""
@@ -153,7 +161,6 @@ def samples_hardly_matter(study: Evidence) -> Joint:
 
 
 def _same_growth(study: Evidence, trait: str, most: float, least_factor: float = 1.0) -> Joint:
-    # no null: before training the networks of such settings are the same ones
     tests, grow, widths = [], rate(study.doublings()), np.array(study.widths)
     for pair in study.contrasts(trait):
         if least_factor > 1:
@@ -174,9 +181,9 @@ def _same_growth(study: Evidence, trait: str, most: float, least_factor: float =
 
 def _contrast(
     study: Evidence, pair: tuple[str, str], what: str, read: Read, statistic: Statistic, low: float = -math.inf,
-    high: float = math.inf, null: bool = True,
+    high: float = math.inf,
 ) -> Reading:  # fmt: skip
-    nulls = {"untrained": _pair(study, pair, read, "untrained")} if null else {}
+    nulls = {"untrained": _pair(study, pair, read, "untrained")}
     return judged(" / ".join(pair), what, _pair(study, pair, read, None), statistic, low, high, nulls)
 
 

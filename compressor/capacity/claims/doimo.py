@@ -164,7 +164,8 @@ def clones_grow(study: Evidence) -> Joint:
         if len(study.widths) - first < LEAST_SIZES or not np.isfinite(rows[:, first:]).all():
             raise NotInStudy(f"{name}: fewer than {LEAST_SIZES} widths at which every seed has clones")
         grow = rate(study.doublings(first))
-        tests.append(judged(name, "g of clones", rows[:, first:], grow, 1.75, 2.25))
+        null = {"untrained": study.null_curve(name, _clones, "untrained")[:, first:]}
+        tests.append(judged(name, "g of clones", rows[:, first:], grow, 1.75, 2.25, null))
     return every(tests)
 
 
@@ -189,7 +190,8 @@ def width_averages(study: Evidence) -> Joint:
         def slope(values: Array, sizes: list[int] = sizes) -> float:
             return fitted_slope(sizes, values.mean(0)).value
 
-        tests.append(judged(name, "exponent of the test error in the width", rows, slope, -0.70, -0.30))
+        null = {"untrained": study.null_curve(name, _whole_error, "untrained")[:, places]}
+        tests.append(judged(name, "exponent of the test error in the width", rows, slope, -0.70, -0.30, null))
     return every(tests)
 
 
@@ -213,7 +215,10 @@ def chunks_against_narrow_networks(study: Evidence) -> Joint:
         scratch = 1 - study.curve(name, accuracy("test"), what="test accuracy") / 100
         for (size, place), low, high in ((below[-1], 0.02, math.inf), (above[0], -0.01, 0.01)):
             rows = at_the_greatest(study, name, "test_error", size) - scratch[:, place]
-            tests.append(judged(name, f"error of chunks of {size} - of networks of {size}", rows, mean_of, low, high))
+            blank = study.null_curve(name, chunk_mean("test_error", size), "untrained")[:, -1]
+            null = {"untrained": blank - study.null_curve(name, _whole_error, "untrained")[:, place]}
+            what = f"error of chunks of {size} - of networks of {size}"
+            tests.append(judged(name, what, rows, mean_of, low, high, null))
     return every(tests)
 
 
@@ -228,6 +233,12 @@ def _units(study: Evidence, name: str) -> list[int]:
 def _excess(study: Evidence, name: str, size: int, whole: int) -> Array:
     one, all_ = (at_the_greatest(study, name, "train_error", k, "untrained") for k in (size, whole))
     return one - all_
+
+
+def _whole_error(part: Part) -> float | None:
+    """Test error of the whole last hidden layer; of an untrained network with the head that was fitted to it."""
+    chunks = part["chunks"]
+    return chunk_mean("test_error", chunks["units"])(part)
 
 
 def _clones(part: Part) -> float:

@@ -17,8 +17,10 @@ INTERPOLATES = 99.0
 @claim(
     "B-6",
     DOIMO,
-    "The residual correlation outside chunks of twice the critical size is at the end of training at most"
-    " 0.75 times what it was before the training error reached 0.",
+    "Before the training error reaches 0, chunks of the critical size err on at least 1 % of the training "
+    "samples, and the residual correlation outside chunks of twice that size is at the end at most 0.75 "
+    "times what it was then.",
+    without_null="an untrained network has no course of training",
 )
 def clones_need_interpolation(study: Evidence) -> Joint:
     """The end against the last snapshot whose training accuracy was below 99 % in every seed."""
@@ -34,6 +36,9 @@ def clones_need_interpolation(study: Evidence) -> Joint:
         end = study.curve_at(width, name, read, None, "residual correlation")
         what = f"residual correlation at {after[0]} units, end / before"
         tests.append(judged(name, what, np.stack([before, end], axis=1), ratio_of, high=0.75))
+        errs = _in_snapshot(chunk_mean("train_error", start), early)
+        rows = study.curve_at(width, name, errs, None, "a snapshot's chunks")
+        tests.append(judged(name, f"training error of chunks of {start} before, %", 100 * rows, mean_of, low=1.0))
     return every(tests)
 
 
@@ -56,8 +61,9 @@ def clones_need_regularisation(study: Evidence) -> Joint:
         if size is None:
             raise NotInStudy(f"{regular}: the last hidden layer has no ladder of four sizes")
         rows = at_the_greatest(study, regular, "r2_outside", size) - at_the_greatest(study, bare[0], "r2_outside", size)
-        what = f"R² outside chunks of {size}, with - without"
-        tests.append(judged(f"{regular} / {bare[0]}", what, rows, mean_of, low=0.02))
+        what, read = f"R² outside chunks of {size}, with - without", chunk_mean("r2_outside", size)
+        one, other = (study.null_curve(name, read, "untrained")[:, -1] for name in (regular, bare[0]))
+        tests.append(judged(f"{regular} / {bare[0]}", what, rows, mean_of, low=0.02, nulls={"untrained": one - other}))
     if not tests:
         raise NotInStudy("not in this study: a setting without any regulariser beside one that has some")
     return every(tests)
@@ -68,6 +74,7 @@ def clones_need_regularisation(study: Evidence) -> Joint:
     "arXiv:2110.03485v1",
     "The test error of a wide network minus that of an ensemble of networks of the critical width with as"
     " many units in all is below 0.",
+    without_null="untrained networks, and ensembles of them, answer at chance",
 )
 def wide_beats_ensemble(study: Evidence) -> Joint:
     """Test error of the network of m · w* units minus that of m networks of w* units."""
@@ -95,6 +102,7 @@ def wide_beats_ensemble(study: Evidence) -> Joint:
     DOIMO,
     "The variance between networks peaks near the width that first interpolates: at the greatest width it"
     " is at most 0.75 times as large, and at the least width smaller.",
+    without_null="untrained networks have no width at which they interpolate",
 )
 def variance_peaks(study: Evidence) -> Joint:
     """Variance of the test probabilities over seeds, for each seed half its mean squared distance to the others."""

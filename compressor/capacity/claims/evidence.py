@@ -69,6 +69,14 @@ class Evidence:
         """(S, W) values of one number, of the networks or of a null. NotInStudy where one is missing."""
         return np.stack([self.curve_at(width, setting, read, null, what) for width in self.widths], axis=1)
 
+    def null_curve(self, setting: str, read: Read, null: str) -> Array:
+        """(S, W) values of a null, NaN where one is missing."""
+        rows = [
+            [value_in(self.rung(setting, width, seed)["nulls"].get(null, {}), read) for width in self.widths]
+            for seed in self.seeds
+        ]
+        return np.array([[math.nan if value is None else value for value in row] for row in rows])
+
     def curve_at(self, width: float, setting: str, read: Read, null: str | None, what: str) -> Array:
         """(S,) values at one width. NotInStudy where one is missing."""
         row = []

@@ -70,9 +70,17 @@ def judged(
         p_for, p_against = (coins, 1.0) if inside else (1.0, coins)
     beside = {}
     for name, other in (nulls or {}).items():
-        value, around = _estimate(other, statistic, f"{what} of the null '{name}'")
-        beside[name] = {"effect": value, "interval": bounded(around), "reproduces": low <= value <= high}
+        beside[name] = _beside(other, statistic, f"{what} of the null '{name}'", low, high)
     return Reading(setting, what, effect, interval, low, high, p_for, p_against, beside)
+
+
+def _beside(rows: Array, statistic: Statistic, what: str, low: float, high: float) -> dict[str, Any]:
+    """A null's effect; one whose statistic does not exist (no number of clones, no slope) reproduces nothing."""
+    try:
+        value, around = _estimate(rows, statistic, what)
+    except NotInStudy as missing:
+        return {"effect": None, "interval": None, "reproduces": False, "reason": str(missing)}
+    return {"effect": value, "interval": bounded(around), "reproduces": low <= value <= high}
 
 
 def _estimate(rows: Array, statistic: Statistic, what: str) -> tuple[float, tuple[float, float]]:

@@ -20,6 +20,8 @@ class Claim:
     paper: str
     proposition: str
     test: Function
+    without_null: str | None = None
+    """Why no null can stand beside its effect, where none does."""
 
 
 CLAIMS: dict[str, Claim] = {}
@@ -27,12 +29,12 @@ CASPER_V2, CASPER_V5 = "arXiv:1912.04783v2", "arXiv:1912.04783v5"
 DOIMO = "arXiv:2110.03485v4"
 
 
-def claim(id: str, paper: str, proposition: str) -> Callable[[Function], Function]:
+def claim(id: str, paper: str, proposition: str, without_null: str | None = None) -> Callable[[Function], Function]:
     """Register the test of a claim."""
 
     def register(test: Function) -> Function:
         assert id not in CLAIMS, id
-        CLAIMS[id] = Claim(id, paper, proposition, test)
+        CLAIMS[id] = Claim(id, paper, proposition, test, without_null)
         return test
 
     return register
@@ -62,7 +64,13 @@ def judge_claims(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _tested(one: Claim, evidence: Evidence) -> dict[str, Any]:
-    about: dict[str, Any] = {"id": one.id, "proposition": one.proposition, "paper": one.paper, "verdict": "undecided"}
+    about: dict[str, Any] = {
+        "id": one.id,
+        "proposition": one.proposition,
+        "paper": one.paper,
+        "verdict": "undecided",
+        "without_null": one.without_null,
+    }
     nothing = {"effect": None, "interval": None, "null": None, "p_value": None, "p_corrected": None}
     try:
         joint = one.test(evidence)
@@ -71,7 +79,9 @@ def _tested(one: Claim, evidence: Evidence) -> dict[str, Any]:
     shown = joint.shown
     null = None
     if shown.nulls:
-        name = max(shown.nulls, key=lambda key: bool(shown.nulls[key]["reproduces"]))
+        name = max(
+            shown.nulls, key=lambda key: (shown.nulls[key]["reproduces"], shown.nulls[key]["effect"] is not None)
+        )
         null = {"name": name, **shown.nulls[name]}
     with_nulls = [test for test in joint.tests if test.nulls]
     reproduced = bool(with_nulls) and all(

@@ -15,7 +15,7 @@ from compressor.capacity.measures.chunks import (
     draws,
     ladder,
 )
-from compressor.capacity.measures.classification import ChunkErrors, chunk_errors
+from compressor.capacity.measures.classification import ChunkErrors, ChunkLosses, chunk_errors, chunk_losses
 from compressor.capacity.measures.critical import CriticalWidth, clones, critical_width
 from compressor.capacity.measures.grouping import Clustering, clustering_test
 from compressor.capacity.measures.rates import Growth, growth
@@ -26,6 +26,7 @@ from compressor.capacity.measures.spectrum import Redundancy, redundancy95, redu
 
 __all__ = [
     "ChunkErrors",
+    "ChunkLosses",
     "ChunkReconstruction",
     "Clustering",
     "CriticalWidth",
@@ -37,6 +38,7 @@ __all__ = [
     "Slope",
     "agreement_threshold",
     "chunk_errors",
+    "chunk_losses",
     "chunk_reconstruction",
     "clones",
     "clustering_test",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from compressor.capacity.measures.checks import Array, Features, covariance_of, features_of, live_columns, share
 
@@ -38,10 +39,14 @@ def similar_units(x: Features, threshold: float = 0.5) -> SimilarUnits:
     """
     least = 1.0 if threshold == 1 and threshold is not True else share(threshold, f"{WHERE}: threshold")
     rows = features_of(x, WHERE)
-    live = live_columns(rows, WHERE)
-    covariance = covariance_of(rows[:, live])
+    return similar_of(covariance_of(rows), live_columns(rows, WHERE), least)
+
+
+def similar_of(covariance: Tensor, live: Tensor, threshold: float = 0.5) -> SimilarUnits:
+    """`similar_units` from the covariance (U, U) of the activations, and which units vary (U,)."""
+    covariance = covariance[live][:, live]
     spread = covariance.diagonal().sqrt()
-    near = (covariance / spread[:, None] / spread[None, :]).abs() >= least * (1 - 1e-15)
+    near = (covariance / spread[:, None] / spread[None, :]).abs() >= threshold * (1 - 1e-15)
     near.fill_diagonal_(False)
     counts = torch.zeros(len(live), dtype=torch.int64, device=live.device)
     counts[live] = near.sum(1)

@@ -18,7 +18,9 @@ from compressor.capacity.measures.seeds import over_seeds
 from compressor.errors import DataError
 
 STEEPEST = 10.0
-_STARTS = (0.0, 0.5, 0.8, 0.95, 0.99)
+_FLOORS = np.append(0.0, 1 - np.geomspace(0.9, 1e-3, 24))
+"""Floors to start from, as parts of the smallest error; the best `_TRIED` straight lines above them are refined."""
+_TRIED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +84,23 @@ def _fit(logs: Array, errors: Array, floor: float | None, start: Array | None) -
         end = p[2] if floor is None else floor
         return np.log(end + np.exp(p[0] + p[1] * logs)) - target
 
-    ends = [s * smallest for s in _STARTS] if floor is None else [floor]
+    def slopes(p: Array) -> Array:
+        end = p[2] if floor is None else floor
+        above = np.exp(p[0] + p[1] * logs)
+        columns = [above, above * logs, np.ones_like(logs)] if floor is None else [above, above * logs]
+        return np.stack(columns, axis=1) / (end + above)[:, None]
+
+    ends = smallest * _FLOORS if floor is None else [floor]
     starts = [_line(logs, errors, end, floor is None) for end in ends]
     if start is not None:
-        starts = [start if floor is not None else np.append(start[:2], min(start[2], 0.999 * smallest))]
+        starts.append(start if floor is not None else np.append(start[:2], min(start[2], 0.999 * smallest)))
+    starts = sorted(starts, key=lambda p: float(np.square(misfit(p)).sum()))[:_TRIED]
     low, high = [-np.inf, -STEEPEST], [np.inf, STEEPEST]
     if floor is None:
         low, high = [*low, 0.0], [*high, smallest]
     fits = [
-        optimize.least_squares(misfit, np.clip(p, low, high), bounds=(low, high), xtol=1e-14, ftol=1e-14, gtol=1e-14,
-                               x_scale="jac")
+        optimize.least_squares(misfit, np.clip(p, low, high), slopes, bounds=(low, high), xtol=1e-14, ftol=1e-14,
+                               gtol=1e-14, x_scale="jac", max_nfev=200)
         for p in starts
     ]  # fmt: skip
     return min(fits, key=lambda fit: fit.cost)

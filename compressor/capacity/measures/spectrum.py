@@ -42,25 +42,25 @@ def redundancy95(x: Features) -> Redundancy:
     that are all constant.
     """
     rows = features_of(x, "redundancy")
-    return _measured(rows, live_columns(rows, "redundancy"))
+    return redundancy_of(covariance_of(rows), live_columns(rows, "redundancy"), len(rows))
 
 
 def redundancy95_live(x: Features) -> Redundancy:
     """`redundancy95` of the units that vary alone: `units` counts only those. The same errors."""
     rows = features_of(x, "redundancy")
     rows = rows[:, live_columns(rows, "redundancy")]
-    return _measured(rows, torch.ones(rows.shape[1], dtype=torch.bool, device=rows.device))
+    return redundancy_of(covariance_of(rows), torch.ones(rows.shape[1], dtype=torch.bool), len(rows))
 
 
-def _measured(rows: Tensor, live: Tensor) -> Redundancy:
-    covariance = covariance_of(rows)
-    covariance[~live] = 0.0
-    covariance[:, ~live] = 0.0
+def redundancy_of(covariance: Tensor, live: Tensor, samples: int) -> Redundancy:
+    """`redundancy95` from the covariance (U, U) of `samples` activations, and which units vary (U,)."""
+    live = live.to(covariance.device)
+    covariance = torch.where(live[:, None] & live[None, :], covariance, 0.0)
     eigenvalues = torch.linalg.eigvalsh(covariance).clamp_min(0)
     spread = torch.where(live, covariance.diagonal().clamp_min(0).sqrt(), 1.0)
     correlation = torch.linalg.eigvalsh(covariance / spread[:, None] / spread[None, :]).clamp_min(0)
     ratio = float(eigenvalues.sum().square() / eigenvalues.square().sum())
-    return Redundancy(_share(eigenvalues), _share(correlation), ratio, rows.shape[1], rows.shape[0])
+    return Redundancy(_share(eigenvalues), _share(correlation), ratio, len(covariance), samples)
 
 
 def _share(ascending: Tensor) -> float:
