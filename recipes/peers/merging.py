@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from norms import recalibrated
+from norms import FeatureNorm, recalibrated
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -172,8 +172,9 @@ def _spreads(model: nn.Module, names: list[str], samples: Samples) -> dict[str, 
     sums: dict[str, list[Tensor]] = {}
 
     def watch(name: str) -> Any:
-        def see(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            flat = output.transpose(0, 1).flatten(1).double() if output.dim() > 2 else output.T.double()
+        def see(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            last = isinstance(module, nn.Linear)
+            flat = (output.flatten(0, -2).T if last else output.transpose(0, 1).flatten(1)).double()
             new = [torch.tensor(float(flat.shape[1])), flat.sum(1), (flat**2).sum(1)]
             sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else new
 
@@ -199,8 +200,7 @@ def _repaired(
             if group.name in means and len(mean) == len(means[group.name]):
                 weights = torch.from_numpy(means[group.name]).T
                 mean, deviation = weights @ mean, weights @ deviation
-            norm: nn.BatchNorm1d | nn.BatchNorm2d
-            norm = nn.BatchNorm1d(len(mean)) if isinstance(layer, nn.Linear) else nn.BatchNorm2d(len(mean))
+            norm = (FeatureNorm if isinstance(layer, nn.Linear) else nn.BatchNorm2d)(len(mean))
             with torch.no_grad():
                 norm.weight.copy_(deviation)
                 norm.bias.copy_(mean)

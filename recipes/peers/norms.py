@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.sources.samples import Samples, batches
 from compressor.training.loop import forward
+
+
+class FeatureNorm(nn.BatchNorm1d):
+    """Batch norm of the last axis, whatever the axes before it: behind a linear layer that sees tokens."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, ..., C) -> (N, ..., C)."""
+        return super().forward(input.flatten(0, -2)).view_as(input)
 
 
 def recalibrated(model: nn.Module, samples: Samples) -> nn.Module:

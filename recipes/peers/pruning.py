@@ -1,16 +1,17 @@
 """Torch-Pruning's importances as methods of a comparison (needs the extra `peers`).
 
-One step, no fine-tuning, the classifier's outputs kept, the pruning ratio found by bisection so that the size asked for
-is met from below; then batch norms are estimated again on the calibration data, which never hurt a peer. Two of its
-importances are mended so that it is not judged by a slip: the Hessian keeps the mean over all samples (1.6 keeps the
-last one), and Taylor and Hessian gradients are those of labels that the network itself predicts.
+One step, no fine-tuning, the classifier's outputs kept, and whatever writes units that our graph freezes (cutting
+attention or a residual stream behind layer norms breaks the network); the pruning ratio is found by bisection so that
+the size asked for is met from below; then batch norms are estimated again on the calibration data, which never hurt a
+peer. Two of its importances are mended so that it is not judged by a slip: the Hessian keeps the mean over all samples
+(1.6 keeps the last one), and Taylor and Hessian gradients are those of labels that the network itself predicts.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from compressor.comparison.task import Build, Task
 from compressor.errors import UsageError
 from compressor.sources.samples import batches
+from compressor.stages import find_units
 
 _STEPS, _HESSIAN_SAMPLES = 14, 500
 Scores = Callable[[nn.Module], Any]
@@ -32,12 +34,13 @@ def prune(task: Task, importance: str = "lamp", scope: str = "global") -> Build:
     scored = copy.deepcopy(task.model).eval()
     make = _importance(importance, scored, task)
     whole = task.size(task.model)
+    keep = {_last_layer(scored, task.example), *_frozen(task)}
 
     def build(share: float) -> nn.Module:
         low, high, best = 0.0, 1.0, None
         for _ in range(_STEPS):
             ratio = (low + high) / 2
-            small = _pruned(scored, make(), task, ratio, scope)
+            small = _pruned(scored, make(), task, ratio, scope, keep)
             if task.size(small) > share * whole:
                 low = ratio
             else:
@@ -49,16 +52,23 @@ def prune(task: Task, importance: str = "lamp", scope: str = "global") -> Build:
     return build
 
 
-def _pruned(scored: nn.Module, importance: Any, task: Task, ratio: float, scope: str) -> nn.Module:
+def _frozen(task: Task) -> set[str]:
+    """Layers that write units which may not be cut."""
+    graph = find_units(task.model, task.data.calibrate, task.seed)
+    return {name for group in graph.groups if group.frozen is not None for name in group.producers}
+
+
+def _pruned(
+    scored: nn.Module, importance: Any, task: Task, ratio: float, scope: str, keep: Collection[str]
+) -> nn.Module:
     small = copy.deepcopy(scored)
     for mine, theirs in zip(small.parameters(), scored.parameters(), strict=True):
         mine.grad = None if theirs.grad is None else theirs.grad.clone()  # deepcopy drops gradients
-    example = task.example
-    keep = [module for name, module in small.named_modules() if name == _last_layer(small, example)]
+    ignored = [module for name, module in small.named_modules() if name in keep]
     random.seed(task.seed)
     torch.manual_seed(task.seed)
     pruner = tp.pruner.BasePruner(
-        small, example, importance=importance, pruning_ratio=ratio, max_pruning_ratio=1.0, ignored_layers=keep,
+        small, task.example, importance=importance, pruning_ratio=ratio, max_pruning_ratio=1.0, ignored_layers=ignored,
         global_pruning=scope in ("global", "isomorphic"), isomorphic=scope == "isomorphic",
         in_channel_groups={}, out_channel_groups={}, num_heads={},
     )  # fmt: skip

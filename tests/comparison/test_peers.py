@@ -10,6 +10,7 @@ import torch
 from compressor.comparison.methods import find_method
 from compressor.comparison.task import Task
 from compressor.sources.data import load_data
+from compressor.sources.samples import as_samples
 from compressor.training.loop import TrainOptions, train
 from compressor.verify.accuracy import accuracy, outputs_of
 
@@ -52,6 +53,26 @@ def test_merging_meets_the_size_and_leaves_a_network_that_works(task: Task, meth
     share, right = quality(task, f"peers/merging.py:{method}")
     assert 0.45 < share <= 0.6
     assert right > 40
+
+
+@pytest.mark.parametrize("spec", ["pruning.py:prune?importance=taylor", "merging.py:fold", "merging.py:neuron_merging"])
+def test_networks_of_tokens_come_out_whole(spec: str) -> None:
+    """Only the hidden layers of the blocks are cut; attention and what layer norms mix stay."""
+    pytest.importorskip("torch_pruning")
+    sys.path.insert(0, str(RECIPES))
+    try:
+        import more_networks
+    finally:
+        sys.path.remove(str(RECIPES))
+    torch.manual_seed(0)
+    model, images = more_networks.vit(width=0.25).eval(), torch.rand(300, 1, 28, 28)
+    data = replace(load_data("digits"), calibrate=as_samples((images, torch.zeros(300, dtype=torch.long))))
+    task = Task(model, data, "params", 0)
+    small = find_method(f"peers/{spec}", RECIPES)(task)(0.9)
+    assert 0.85 < task.size(small) / task.size(model) <= 0.9
+    assert [len(next(block.up.parameters())) < 128 for block in small.blocks].count(True) >= 1
+    assert all(block.qkv.out_features == 192 for block in small.blocks)
+    assert small(images[:3]).isfinite().all()
 
 
 def test_folding_units_that_are_copies_changes_nothing() -> None:
