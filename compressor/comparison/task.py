@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compressor.sources.data import Data
 from compressor.training.loop import TrainOptions, forward
 from compressor.units.modes import evaluating
+from compressor.units.program import unfused
 
 Build = Callable[[float], nn.Module]
 """share of the size that may stay -> the smaller network (a new one; the task's network is not changed)."""
@@ -52,7 +53,7 @@ def size(model: nn.Module, example: Any) -> dict[str, int]:
     The same count for every method, whatever made the network.
     """
     count = len(pytree.tree_leaves(example)[0])
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with unfused(), evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         forward(model, example)
     params = sum(parameter.numel() for parameter in model.parameters())
     return {"params": params, "macs": counter.get_total_flops() // (2 * count)}

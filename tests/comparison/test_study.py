@@ -108,6 +108,12 @@ def test_size_is_what_torch_counts() -> None:
     assert size(model, torch.zeros(2, 1, 8, 8)) == {"params": 36 + 2570, "macs": 36 * 64 + 2560}
 
 
+def test_attention_is_counted_where_a_fused_kernel_would_hide_it() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    linear, products = 4 * 8 * 8 + 2 * 8 * 16, 2 * 5 * 8
+    assert size(layer, torch.zeros(3, 5, 8))["macs"] == 5 * (linear + products)
+
+
 def test_the_narrow_network_is_the_widest_that_fits() -> None:
     def make(width: float) -> nn.Module:
         hidden = max(1, round(48 * width))
