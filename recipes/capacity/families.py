@@ -1,7 +1,7 @@
 """Networks whose every hidden layer grows with `width`, as two papers on width use them; plain PyTorch.
 
 `taps` names the modules that the papers measure: values after the activation, before pooling. Casper et al.
-(arXiv:1912.04783) measure AlexNet, ResNet-56, ResNet-18 and shallow MLPs; Doimo et al. (arXiv:2110.03485) the last
+(arXiv:1912.04783) measure AlexNet, ResNet-56, ResNet-18 and shallow MLPs; Doimo et al. (arXiv:2106.03485) the last
 hidden layer of WRN-28, DenseNet-40, an MLP on the parity of digits, and ResNet-50.
 """
 

@@ -21,7 +21,7 @@ def _units(count: float) -> int:
 class SmallCNN(nn.Module):
     """Two convolutions, then one of `width` units that is averaged over positions: no ReLU before that average.
 
-    As in Doimo et al.'s networks (arXiv:2110.03485) the last hidden units are means that can be negative, and chunks
+    As in Doimo et al.'s networks (arXiv:2106.03485) the last hidden units are means that can be negative, and chunks
     are taken of them.
     """
 

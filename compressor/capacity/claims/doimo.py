@@ -1,4 +1,4 @@
-"""Claims of Doimo et al. (arXiv:2110.03485) about chunks of the last hidden layer. S seeds, W widths, K chunk sizes."""
+"""Claims of Doimo et al. (arXiv:2106.03485) about chunks of the last hidden layer. S seeds, W widths, K chunk sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims of Doimo et al. (arXiv:2110.03485) that compare moments of training, settings, or sets of networks."""
+"""Claims of Doimo et al. (arXiv:2106.03485) that compare moments of training, settings, or sets of networks."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def clones_need_regularisation(study: Evidence) -> Joint:
 
 @claim(
     "B-10",
-    "arXiv:2110.03485v1",
+    "arXiv:2106.03485v1",
     "The test error of a wide network minus that of an ensemble of networks of the critical width with as"
     " many units in all is below 0.",
     without_null="untrained networks, and ensembles of them, answer at chance",

@@ -26,7 +26,7 @@ class Claim:
 
 CLAIMS: dict[str, Claim] = {}
 CASPER_V2, CASPER_V5 = "arXiv:1912.04783v2", "arXiv:1912.04783v5"
-DOIMO = "arXiv:2110.03485v4"
+DOIMO = "arXiv:2106.03485v4"
 
 
 def claim(id: str, paper: str, proposition: str, without_null: str | None = None) -> Callable[[Function], Function]:

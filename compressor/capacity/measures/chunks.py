@@ -1,4 +1,4 @@
-"""How much of a layer does a random chunk of its units determine? (Doimo et al., arXiv:2110.03485; R² and residuals.)
+"""How much of a layer does a random chunk of its units determine? (Doimo et al., arXiv:2106.03485; R² and residuals.)
 
 All of it comes from one Gram matrix: a chunk's regression is a block of the covariance, so the data is read once.
 N samples, U units, K units of a chunk, O units outside it.

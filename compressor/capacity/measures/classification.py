@@ -1,4 +1,4 @@
-"""How well does a random chunk of the last hidden layer classify by itself? (arXiv:2110.03485: chunk error, and loss.)
+"""How well does a random chunk of the last hidden layer classify by itself? (arXiv:2106.03485: chunk error, and loss.)
 
 N samples, U units, C classes, K units of a chunk, R chunks at once.
 """

@@ -1,6 +1,6 @@
 """From which size on does a chunk stand for the whole layer? The critical width w*, and clones = width / w*.
 
-The paper (arXiv:2110.03485) draws w* by hand; this is an operational definition.
+The paper (arXiv:2106.03485) draws w* by hand; this is an operational definition.
 """
 
 from __future__ import annotations

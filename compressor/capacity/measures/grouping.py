@@ -1,6 +1,6 @@
 """Are there groups? Does any partition into chunks determine the layer better than random chunks do?
 
-The paper (arXiv:2110.03485) speaks of groups of neurons but only ever draws random chunks. If units came in groups
+The paper (arXiv:2106.03485) speaks of groups of neurons but only ever draws random chunks. If units came in groups
 that carry the same information, a partition that follows them would beat random ones; if clones are random mixtures
 plus independent noise, none does. N samples, U units, K units of a chunk.
 """

@@ -1,6 +1,6 @@
 """How does error fall with size? error = floor + amplitude · size^slope, all three fitted together.
 
-The slope depends on the floor (arXiv:2110.03485 calls it error_infinity and takes it from ensembles): moving the floor
+The slope depends on the floor (arXiv:2106.03485 calls it error_infinity and takes it from ensembles): moving the floor
 by 0.002 at an excess of 0.005 moves the slope by 0.1 to 0.2. So it is fitted, or scanned by giving it.
 """
 
