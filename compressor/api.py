@@ -98,9 +98,15 @@ def compress(
     return finished(model, data, options, report=report)
 
 
-def finished(model: nn.Module, data: Data, options: Options, *, report: Report = silent, **about: Any) -> Result:
-    """Run the pipeline and assemble the record; `about` goes into the record (name, source, command, recipe)."""
-    outcome = pipeline.compress(model, data, options, report)
+def finished(
+    model: nn.Module, data: Data, options: Options, *, report: Report = silent,
+    answers: Callable[[Any], Any] | None = None, **about: Any,
+) -> Result:  # fmt: skip
+    """Run the pipeline and assemble the record; `about` goes into the record (name, source, command, recipe).
+
+    `answers` are those of the ONNX file that `model` was rebuilt from.
+    """
+    outcome = pipeline.compress(model, data, options, report, answers)
     about.setdefault("name", type(model).__name__)
     record = assemble(outcome, data, options, **about)
     return Result(outcome.model, outcome.verdict, record, model, data, outcome)

@@ -36,7 +36,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, file.py:factory, package.module:factory or a bundle",
+        help="torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, onnx:FILE, file.py:factory, module:factory or a bundle",
     ),
 ]
 DataOption = Annotated[

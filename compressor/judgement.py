@@ -28,7 +28,7 @@ class Courtroom:
 
     def __init__(self, start: Start) -> None:
         self.start = start
-        self.original = outputs_of(_as_given(start.work, start.model), start.data.judge)
+        self.original = outputs_of(start.answers or _as_given(start.work, start.model), start.data.judge)
         self._after: dict[int, Outputs] = {}
 
     def after(self, made: Made) -> Outputs:
@@ -109,9 +109,10 @@ def take(outcome: Outcome, chosen: Made, court: Courtroom, verdict: Verdict) -> 
 
 def judge_plain(outcome: Outcome, start: Start) -> None:
     """The verdict on a network that is the original."""
-    before = outputs_of(start.work, start.data.judge)
-    outcome.verdict = verdict_of(before, before, start.options)
-    outcome.fidelity = fidelity(before, before, before.labels).as_dict()
+    after = outputs_of(start.work, start.data.judge)
+    before = after if start.answers is None else outputs_of(start.answers, start.data.judge)
+    outcome.verdict = verdict_of(before, after, start.options)
+    outcome.fidelity = fidelity(before, after, before.labels).as_dict()
     outcome.judged_on = before
 
 

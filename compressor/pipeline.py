@@ -26,16 +26,19 @@ from compressor.units.sizes import size_of
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import outputs_of
 from compressor.verify.fidelity import fidelity
-from compressor.workbench import Start, explained, open_bench, prepare, some
+from compressor.workbench import Answers, Start, explained, open_bench, prepare, some
 
 
-def compress(model: nn.Module, data: Data, options: Options, report: Report = silent) -> Outcome:
+def compress(
+    model: nn.Module, data: Data, options: Options, report: Report = silent, answers: Answers | None = None
+) -> Outcome:
     """Find what `model` does not need, fold it away, and judge what is left; `model` is not changed.
 
+    With `answers` (of the file that `model` was rebuilt from) the verdict compares with those.
     Raises CompressorErrors for a model or data that cannot be worked with; a verdict that failed is a result.
     """
     started = time.perf_counter()
-    start = prepare(model, data, options, report)
+    start = prepare(model, data, options, report, answers)
     if options.exact:
         outcome = _exact(start)
     elif start.frozen:
@@ -106,8 +109,9 @@ def _exact(start: Start) -> Outcome:
         )
     with timed(start.seconds, "verdict"):
         judge = data.judge if len(data.judge) else samples
-        before, after = outputs_of(model, judge), outputs_of(small, judge, check=False)
-        outcome.verdict = judging.judge_outputs(before, after)
+        before, after = outputs_of(start.answers or model, judge), outputs_of(small, judge, check=False)
+        given = start.answers is not None and before.dtype.itemsize > 2
+        outcome.verdict = judging.judge_outputs(before, after, judging.FILE_TOLERANCE if given else None)
         outcome.fidelity = fidelity(before, after, before.labels).as_dict()
         outcome.judged_on = before
     return outcome

@@ -22,7 +22,7 @@ from compressor.sources.data import load_data
 from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.samples import Samples, as_samples
 from compressor.verify.accuracy import Outputs, outputs_of
-from compressor.verify.judge import judge, judge_outputs
+from compressor.verify.judge import FILE_TOLERANCE, judge, judge_outputs
 
 ONNX = "model.onnx"
 RECORD = "record.json"
@@ -31,8 +31,6 @@ ORIGINAL = "original.safetensors"
 """Where a run that trained its network keeps the original's weights."""
 HASHED = (WEIGHTS, MANIFEST, ONNX, ORIGINAL)
 """Files whose sha256 the record holds."""
-FILE_TOLERANCE = 1e-4
-"""Output change of an ONNX file, relative to the spread over samples, that its float32 arithmetic explains."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,10 @@ def verify_bundle(
     small = open_bundle(folder, factory)
     samples: Samples = as_samples(data, "judge data")
     whole = original if original is not None else original_of(folder, record, checkpoint)
-    whole = whole.model if isinstance(whole, LoadedModel) else whole
+    given = whole.answers is not None if isinstance(whole, LoadedModel) else False
+    whole = (whole.answers or whole.model) if isinstance(whole, LoadedModel) else whole
     before = outputs_of(whole, samples)
-    verdict = rejudged(before, outputs_of(small, samples, check=False), record.verdict)
+    verdict = rejudged(before, outputs_of(small, samples, check=False), record.verdict, file=given)
     onnx = None
     if (folder / ONNX).is_file():
         file = OnnxModel(folder / ONNX, threads=torch.get_num_threads())

@@ -5,6 +5,7 @@ One candidate, a search and a whole frontier are built on the same bench.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -33,7 +34,12 @@ from compressor.sources.splits import Data, refuse_labels
 from compressor.stages import Report, Workshop, find_units, opened_attention, pick_device, silent, working_copy
 from compressor.units.graph import UnitGraph
 from compressor.verify.accuracy import Outputs, outputs_of
+from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import refuse_overlap
+
+Answers = Callable[[Any], Any]
+REBUILT = 1e-3
+"""Largest difference of a rebuilt network from its file, relative to the outputs' spread."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Start:
     options: Options
     report: Report = silent
     seconds: dict[str, float] = field(default_factory=dict)
+    answers: Answers | None = None
+    """What the judge compares with, where it is not `model`: the ONNX file that was given."""
 
     @property
     def frozen(self) -> bool:
@@ -60,7 +68,9 @@ class Start:
         return untouched(self.model, self.work, self.graph, why)
 
 
-def prepare(model: nn.Module, data: Data, options: Options, report: Report = silent) -> Start:
+def prepare(
+    model: nn.Module, data: Data, options: Options, report: Report = silent, answers: Answers | None = None
+) -> Start:
     """Check model and data before any work, and find the units.
 
     Raises CompressorErrors for a model or data that cannot be worked with.
@@ -71,6 +81,8 @@ def prepare(model: nn.Module, data: Data, options: Options, report: Report = sil
     with timed(seconds, "check"):
         report("check", 0.0)
         probe = outputs_of(work, some(data.calibrate, 64))
+        if answers is not None:
+            _refuse_other_answers(probe, outputs_of(answers, some(data.calibrate, 64)))
         for part in (data.calibrate, data.tune, data.judge):
             if part.labels is not None and probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
                 refuse_labels(part, probe.logits.shape[1])
@@ -82,7 +94,17 @@ def prepare(model: nn.Module, data: Data, options: Options, report: Report = sil
         graph = find_units(work, data.calibrate, options.seed)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
-    return Start(model, work, graph, data, options, report, seconds)
+    return Start(model, work, graph, data, options, report, seconds, answers)
+
+
+def _refuse_other_answers(rebuilt: Outputs, given: Outputs) -> None:
+    """ModelError where the network rebuilt from a file does not answer as the file, on the calibration data."""
+    found = fidelity(given, rebuilt)
+    if found.not_finite or found.max_relative_change > REBUILT:
+        raise ModelError(
+            "the network rebuilt from the given file", f"outputs that differ by {found.max_relative_change:.2g} of "
+            "their spread on the calibration data", f"at most {REBUILT:g}", "report this file; nothing was compressed.",
+        )  # fmt: skip
 
 
 def some(samples: Samples, count: int) -> Samples:

@@ -83,7 +83,7 @@ def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Repo
     if claim is not None:
         begin(job, claim, lambda _same: _cleared(claim))
     try:
-        found = trace(source.model, data, job.options, sizes, report)
+        found = trace(source.model, data, job.options, sizes, report, source.answers)
         uses = cache_folder() / "judge_uses.json"
         used = from_first(lambda: count_use(uses, data.judge.fingerprint))
         begun = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,10 @@ class Frontier:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def trace(model: nn.Module, data: Data, options: Options, sizes: Sizes, report: Report = silent) -> Frontier:
+def trace(
+    model: nn.Module, data: Data, options: Options, sizes: Sizes, report: Report = silent,
+    answers: Callable[[Any], Any] | None = None,
+) -> Frontier:  # fmt: skip
     """Build and judge a network of every size; model and data are checked, observed and planned for once.
 
     Raises UsageError for a size that cannot be built and for options that fix one (`keep`, `exact`), ModelError
@@ -51,7 +54,7 @@ def trace(model: nn.Module, data: Data, options: Options, sizes: Sizes, report: 
         given = "--exact" if options.exact else "--keep"
         raise UsageError("frontier", given, "sizes of its own", "use --sizes, --points and --measure.")
     started = time.perf_counter()
-    start = prepare(model, data, options, report)
+    start = prepare(model, data, options, report, answers)
     if start.frozen:
         raise ModelError("model", "every group is frozen", "units that may go", "see `compressor inspect`.")
     bench = open_bench(start, sizes.measure, len(sizes.shares or range(sizes.points)))

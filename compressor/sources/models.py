@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from compressor.errors import ModelError, SourceError, UsageError
-from compressor.sources import hf_models, timm_models
+from compressor.sources import hf_models, onnx_models, timm_models
 from compressor.sources.accept import same_random_state
 from compressor.sources.built import Built, bounded
 from compressor.sources.checkpoint import apply_state, file_sha256, load_state
@@ -26,7 +26,7 @@ _WHEN_PRETRAINED: Mapping[str, dict[str, Argument]] = {
     "inception_v3": {"transform_input": True},
 }
 """What torchvision's builders set aside when they load weights, and an empty rebuild has to repeat."""
-_LIBRARIES: Mapping[str, Any] = {"timm": timm_models, "hf": hf_models}
+_LIBRARIES: Mapping[str, Any] = {"timm": timm_models, "hf": hf_models, "onnx": onnx_models}
 
 Kind = Literal["torchvision", "timm", "hf", "onnx", "file", "package", "bundle"]
 
@@ -65,23 +65,23 @@ class Source:
                 return _checked_module(factory(**self.arguments), self.spec)
             if self.kind == "torchvision":
                 return _empty_torchvision(self.place, self.arguments)
+            self._refuse_changed_file()
             if self.kind in _LIBRARIES:
                 return _LIBRARIES[self.kind].empty(self.place, dict(self.arguments))
             if self.kind == "bundle":
                 raise UsageError(self.spec, "a bundle", "a source of code", "load the bundle itself.")
-            self._refuse_changed_file()
             code = Factory(self.place, self.name, self.sha256)
             return _checked_module(code.call(self.arguments), self.spec)
 
     def _refuse_changed_file(self) -> None:
-        if self.kind != "file":
+        if self.kind not in ("file", "onnx"):
             return
-        now = find_factory(f"{self.place}:{self.name}") if Path(self.place).is_file() else None
-        if now is None or now.sha256 != self.sha256:
+        now = file_sha256(Path(self.place)) if Path(self.place).is_file() else None
+        if now is None or now != self.sha256:
             raise SourceError(
                 self.place,
                 "no such file" if now is None else "a file that has changed since",
-                "the Python file that the network was built from",
+                "the file that the network was built from",
                 "restore it, or give the code yourself: load(DIR, factory=callable).",
             )
 
@@ -102,6 +102,8 @@ class LoadedModel:
     """False if the weights are as initialised: no checkpoint was given, none comes with the name."""
     vocabulary: int | None = None
     """Of a network that reads token numbers: how many there are."""
+    answers: Callable[[Any], Any] | None = None
+    """Inputs -> what the given ONNX file answers: the verdict is on that, not on the network rebuilt from it."""
 
 
 def load_model(
@@ -199,8 +201,9 @@ def _from_library(
     made: Built = _LIBRARIES[kind].load(spec, name, arguments, pretrained, base)
     source = Source(made.spec, kind, made.place, arguments=made.arguments, sha256=made.sha256)
     return LoadedModel(
-        made.model, source, made.input_shape, made.transform, trained=made.trained, vocabulary=made.vocabulary
-    )
+        made.model, source, made.input_shape, made.transform, trained=made.trained, vocabulary=made.vocabulary,
+        answers=made.answers,
+    )  # fmt: skip
 
 
 def _torchvision_builder(name: str) -> Callable[..., nn.Module]:

@@ -29,6 +29,9 @@ Metric = Literal["accuracy", "agreement"]
 ROUNDING_LEVEL = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Output change, relative to the spread over samples, that a reordering of the arithmetic explains."""
 
+FILE_TOLERANCE = 1e-4
+"""The same for an ONNX file, whose float32 arithmetic is another runtime's."""
+
 
 def judge(
     original: Outputs | Tensor,

@@ -69,6 +69,11 @@ def _benched(folder: Path, make: Callable[[], onnx.ModelProto]) -> list[str]:
     return ["bench", "models/a.onnx", "models/a.onnx", "--seconds", "0.1"]
 
 
+def _taken(folder: Path, make: Callable[[], onnx.ModelProto]) -> list[str]:
+    """The same file as a MODEL."""
+    return ["inspect", f"onnx:{_benched(folder, make)[1]}"]
+
+
 for _name, _make in {
     "data outside": partial(_external, "../outside.bin"),
     "data at an absolute path": partial(_external, "/etc/passwd"),
@@ -87,6 +92,7 @@ for _name, _make in {
     ),
 }.items():
     added("ONNX", _name, partial(_benched, make=_make))
+    added("ONNX", f"{_name}, as a MODEL", partial(_taken, make=_make))
 
 
 @attack("ONNX")

@@ -1,0 +1,1 @@
+"""Networks that others wrote down: ONNX files read safely, rebuilt in torch, and compared with what they answer."""
