@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -25,36 +24,13 @@ pytestmark = [
 ]
 
 
-def killed_at(home: Path, count: int, seed: int) -> int:
-    """How many of the kills came before the end of the run; all of them are survived.
-
-    A run that was over before its kill (machines differ from minute to minute) is tried again in half the time.
-    """
-    hit = 0
-    with kills.Runs(home) as runs:
-        new, old = runs.undisturbed("new"), runs.undisturbed("old")
-        for place, moment in enumerate(kills.moments(count, min(new.seconds, old.seconds), seed)):
-            over = place % 3 == 2  # every third over an older result
-            for again in range(5):
-                folder = home / f"out{place}-{again}"
-                if over:
-                    shutil.copytree(home / "old", folder)
-                early = runs.run("new", folder, force=over, seconds=moment / 2**again)
-                kills.survived(folder, new, old if over else None)
-                if early:
-                    kills.resumed(kills.JOB, folder, new)
-                    break
-            hit += early
-    return hit
-
-
 def test_three_kills(home: Path) -> None:
-    assert killed_at(home, 3, seed=1) >= 1
+    assert kills.killed_at(home, 3, seed=1) >= 1
 
 
 @pytest.mark.slow
 def test_fifty_kills(home: Path) -> None:
-    assert killed_at(home, 50, seed=2) >= 40
+    assert kills.killed_at(home, 50, seed=2) >= 40
 
 
 def test_a_kill_at_every_rename(home: Path) -> None:
