@@ -186,7 +186,9 @@ def trust(content: dict[str, Any]) -> str:
         lines.append(f"| inputs to {len(fuzzed)} parsers ({', '.join(fuzzed)}) | {inputs:,} | {sound} parsers sound |")
     if content.get("kills"):
         kills = content["kills"]
-        lines.append(f"| kill -9 at random moments | {kills['before_the_end']} | {kills['survived']} survived and resumed |")
+        lines.append(
+            f"| kill -9 at random moments | {kills['before_the_end']} | {kills['survived']} survived and resumed |"
+        )
     for name, words in (("patterns", "wiring patterns"), ("random", "random networks")):
         found = content.get("networks", {}).get(name)
         if found:
