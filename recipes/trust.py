@@ -36,7 +36,7 @@ def attacked() -> dict[str, Any]:
 
 
 def kills_survived(count: int) -> dict[str, Any]:
-    """Kills at random moments of a tiny job; each is checked and resumed. AssertionError for one that is not survived."""
+    """Kills at random moments of a tiny job; each is checked and resumed, or AssertionError."""
     import os
 
     import kills
