@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from compressor.attention.known import plain_again
 from compressor.candidates import Made, search_row, timed
 from compressor.observe import from_first
 from compressor.options import Options
@@ -123,9 +124,10 @@ def _as_given(network: nn.Module, original: nn.Module) -> nn.Module:
 
 
 def finished(small: nn.Module, original: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """The result in the original's dtypes and grad flags, on its device, in eval mode."""
+    """The result in the original's dtypes and grad flags, on its device, in eval mode; attention that kept its width in
+    the original's class."""
     first = next(original.parameters())
-    small = small.to(device or first.device)
+    small = plain_again(small.to(device or first.device), original)
     dtypes = {name: t.dtype for name, t in [*original.named_parameters(), *original.named_buffers()]}
     flags = {name: p.requires_grad for name, p in original.named_parameters()}
     for name, tensor in [*small.named_parameters(), *small.named_buffers()]:

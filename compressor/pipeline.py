@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from compressor.attention.known import plain_again
 from compressor.candidates import timed
 from compressor.clock import missed
 from compressor.judgement import finished, judge_candidates, judge_plain
@@ -47,7 +46,6 @@ def compress(
     else:
         outcome = _lossy(start)
     outcome.model = finished(copy.deepcopy(model) if outcome.model is model else outcome.model, model)
-    outcome.model = plain_again(outcome.model, model)
     start.seconds["total"] = round(time.perf_counter() - started, 3)
     outcome.seconds = start.seconds
     return outcome

@@ -20,12 +20,14 @@ from compressor.planning.allocation import Allocator
 from compressor.planning.paths import Path, find_path
 from compressor.records import Plan
 from compressor.sources.samples import Batch, Samples, batches
+from compressor.surgery.bases import basis_taps, in_balanced_bases
 from compressor.surgery.landing import Landing, landings
 from compressor.surgery.operate import operate
 from compressor.surgery.refit import Refit, bytes_per_chunk
 from compressor.units.check import certify, checked
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import Probe, with_dense_attention
 from compressor.units.graph import UnitGraph, clusters
+from compressor.units.heads import attentions
 from compressor.units.program import Program, record
 from compressor.units.sizes import Sizes, SizeTable
 from compressor.units.trace import trace
@@ -42,6 +44,10 @@ MEMORY_SHARE = 0.25
 
 REFIT_SAMPLES = 2000
 """A refit uses at least so many calibration samples, if there are; more changed nothing measurable."""
+
+
+BASIS_SAMPLES = 1000
+"""Calibration samples from which the bases of attention are chosen."""
 
 
 def silent(_stage: str, _done: float) -> None:
@@ -79,6 +85,20 @@ def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
 def opened_attention(model: nn.Module, samples: Samples) -> nn.Module:
     """The model with its attention in dense form (itself where it has none), proven on the first samples."""
     return with_dense_attention(model, _first_inputs(model, samples))
+
+
+def in_bases(model: nn.Module, graph: UnitGraph, samples: Samples, seed: int) -> nn.Module:
+    """The model with its attention in bases where single dimensions can go (itself where it has none).
+
+    The function is the same: proven on the first samples, in double precision.
+    """
+    if not attentions(model):
+        return model
+    part = samples.take(range(min(len(samples), BASIS_SAMPLES)))
+    size = batch_size(part)
+    seen = observe(model, graph, lambda: shard(model, part, size), len(part), taps=basis_taps(model), seed=seed)
+    turned, probe = in_balanced_bases(model, seen), Probe(model, _first_inputs(model, samples))
+    return model if probe.changed(turned) else turned
 
 
 def _first_inputs(model: nn.Module, samples: Samples) -> Any:
@@ -147,7 +167,7 @@ class Workshop:
         intercepts = {name: spot.intercept for name, spot in self.spots.items()}
         worth = self.sizes.saving(measure, Allocator(self.graph, [], self.sizes).full())
         found = []
-        read = np.concatenate([tap.units for tap in self.graph.taps])
+        read = np.concatenate([place.units for place in (*self.graph.taps, *self.graph.pairings)])
         joined = [c for c in clusters(self.graph) if any(np.isin(group.units, read).any() for group in c)]
         for i, cluster in enumerate(joined):
             found.append(find_path(self.model, self.graph, cluster, self.statistics, intercepts, worth, RIDGE))

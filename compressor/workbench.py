@@ -6,7 +6,7 @@ One candidate, a search and a whole frontier are built on the same bench.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,16 @@ from compressor.planning.timing import LATENCY
 from compressor.sources.models import refuse_infinite_weights
 from compressor.sources.samples import Samples, joined
 from compressor.sources.splits import Data, refuse_labels
-from compressor.stages import Report, Workshop, find_units, opened_attention, pick_device, silent, working_copy
+from compressor.stages import (
+    Report,
+    Workshop,
+    find_units,
+    in_bases,
+    opened_attention,
+    pick_device,
+    silent,
+    working_copy,
+)
 from compressor.units.graph import UnitGraph
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
@@ -165,6 +174,8 @@ class Bench:
 
 def open_bench(start: Start, measure: str, candidates: int) -> Bench:
     """Statistics, findings, paths and alignment, for so many candidates whose size is told by `measure`."""
+    with timed(start.seconds, "bases"):
+        start = replace(start, work=in_bases(start.work, start.graph, start.data.calibrate, start.options.seed))
     shop, outcome = explained(start)
     clock = None
     if measure == LATENCY:

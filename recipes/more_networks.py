@@ -123,17 +123,35 @@ class EncoderBlock(nn.Module):
         return tokens + self.down(F.gelu(self.up(self.norm2(tokens))))
 
 
+class AttentionBlock(nn.Module):
+    """The same as `EncoderBlock`, with torch's attention module, whose heads can go as well."""
+
+    def __init__(self, size: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(size)
+        self.attention = nn.MultiheadAttention(size, heads, batch_first=True)
+        self.norm2 = nn.LayerNorm(size)
+        self.up = nn.Linear(size, hidden)
+        self.down = nn.Linear(hidden, size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, T, C) -> (N, T, C)."""
+        inside = self.norm1(tokens)
+        tokens = tokens + self.attention(inside, inside, inside, need_weights=False)[0]
+        return tokens + self.down(F.gelu(self.up(self.norm2(tokens))))
+
+
 class ViT(nn.Module):
     """Patches of 7 x 7, four encoder blocks of 64 features and 4 heads; only the hidden layers grow with `width`."""
 
     input_shape = (1, 28, 28)
 
-    def __init__(self, width: float = 1.0, num_classes: int = 10) -> None:
+    def __init__(self, width: float = 1.0, num_classes: int = 10, block: type[nn.Module] = EncoderBlock) -> None:
         super().__init__()
         size = 64
         self.patches = nn.Conv2d(1, size, 7, 7)
         self.places = nn.Parameter(torch.randn(1, 16, size) * 0.02)
-        self.blocks = nn.Sequential(*(EncoderBlock(size, 4, scaled(512, width)) for _ in range(4)))
+        self.blocks = nn.Sequential(*(block(size, 4, scaled(512, width)) for _ in range(4)))
         self.norm = nn.LayerNorm(size)
         self.fc = nn.Linear(size, num_classes)
 
@@ -175,6 +193,11 @@ def densenet(width: float = 1.0, num_classes: int = 10) -> DenseNet:
 def vit(width: float = 1.0, num_classes: int = 10) -> ViT:
     """Four encoder blocks with 512 hidden units each."""
     return ViT(width, num_classes)
+
+
+def vit_heads(width: float = 1.0, num_classes: int = 10) -> ViT:
+    """The same four encoder blocks with torch's attention module: heads and their dimensions are units, too."""
+    return ViT(width, num_classes, AttentionBlock)
 
 
 def table_mlp(width: float = 1.0, num_classes: int = 10) -> TableMLP:

@@ -10,6 +10,7 @@ Shape letters: D regressors of a tap, U units at a tap, B regressors per unit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,8 +188,31 @@ def _numbers(values: Tensor) -> np.ndarray:
     return values.cpu().double().numpy()
 
 
+class QuadraticState:
+    """Units whose joint loss is ½ Σ_ij G_ij over what was dropped: no other unit takes anything over.
+
+    `gram` (U, U) is G, `units` (U,) are the numbers in the cluster.
+    """
+
+    def __init__(self, gram: Tensor, units: np.ndarray) -> None:
+        self._gram, self.units = gram.detach().cpu().double().numpy(), np.asarray(units)
+        self._local = {int(u): i for i, u in enumerate(self.units)}
+        self._gone = np.zeros(len(self.units), dtype=bool)
+
+    def costs(self) -> np.ndarray:
+        """(U,) predicted loss of dropping each unit now; 0 where already dropped."""
+        cost = 0.5 * self._gram.diagonal() + self._gram[:, self._gone].sum(1)
+        return np.where(self._gone, 0.0, np.maximum(cost, 0.0))
+
+    def drop(self, unit: int) -> None:
+        """Drop a unit (number in the cluster); does nothing if it is none of these."""
+        place = self._local.get(unit)
+        if place is not None:
+            self._gone[place] = True
+
+
 def eliminate(
-    taps: list[TapState], group_of: Tensor | np.ndarray, worth: Tensor | None = None
+    taps: Sequence[TapState | QuadraticState], group_of: Tensor | np.ndarray, worth: Tensor | None = None
 ) -> tuple[list[int], list[float]]:
     """Order in which the units of one cluster are dropped, and the predicted loss (nats) that each drop adds.
 

@@ -78,17 +78,24 @@ def _as_wide(one: DenseAttention, other: DenseAttention) -> bool:
     return len(one.scale) == len(other.scale) and all(a.weight.shape == b.weight.shape for a, b in pairs)
 
 
-def reader_of(model: nn.Module, name: str) -> nn.Linear | None:
+def reader_name(model: nn.Module, name: str) -> str | None:
     """The linear layer that reads the heads of the attention `name` in dense form, if it is known."""
     attention = model.get_submodule(name)
     if not isinstance(attention, DenseAttention):
         return None
     if attention.out is not None:
-        return attention.out
+        return f"{name}.out"
     if attention.read_by is None:
         return None
+    path = ".".join([*name.split(".")[:-1], attention.read_by])
     try:
-        found = model.get_submodule(".".join([*name.split(".")[:-1], attention.read_by]))
+        return path if type(model.get_submodule(path)) is nn.Linear else None
     except AttributeError:
         return None
-    return found if type(found) is nn.Linear else None
+
+
+def reader_of(model: nn.Module, name: str) -> nn.Linear | None:
+    """The layer of `reader_name` itself."""
+    path = reader_name(model, name)
+    layer = None if path is None else model.get_submodule(path)
+    return layer if isinstance(layer, nn.Linear) else None

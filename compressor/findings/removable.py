@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,12 @@ def predicted_losses(model: nn.Module, graph: UnitGraph, statistics: Statistics)
         if seen is not None and bool((tap.units >= 0).any()):
             units, cost = replacement_loss(model.get_submodule(tap.module), tap, seen)
             losses[units] += cost.double().cpu()
+    for pairing in graph.pairings:
+        pair = statistics.pairs.get(pairing.module)
+        if pair is not None:
+            alone = pair.gram.diagonal().double().cpu() / (2 * max(pair.samples, 1))
+            there = torch.from_numpy(np.flatnonzero(pairing.units >= 0))
+            losses.index_add_(0, torch.from_numpy(pairing.units)[there], alone[there])
     return losses
 
 

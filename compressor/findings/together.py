@@ -28,6 +28,7 @@ def measured_limit(
     if len(samples) > most:
         samples = samples.take(np.arange(most) * len(samples) // most)
     live = np.concatenate([g.units for g in graph.groups if g.frozen is None] or [np.empty(0, dtype=np.int64)])
+    live = live[np.isin(live, np.concatenate([tap.units for tap in graph.taps]))]  # only at a tap can one be taken out
     order = live[np.argsort(losses.cpu().numpy()[live], kind="stable")]
     with torch.no_grad(), evaluating(model):
         whole, means = reference(model, samples, graph.taps)

@@ -4,11 +4,12 @@ from compressor.observe.likelihood import sampled_log_likelihood
 from compressor.observe.passes import memory_of, observe
 from compressor.observe.processes import from_first, in_step, in_turn, meet, only_first, processes, told
 from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
-from compressor.observe.statistics import Statistics, TapStatistics
+from compressor.observe.statistics import PairStatistics, Statistics, TapStatistics
 
 __all__ = [
     "ROWS_PER_REGRESSOR",
     "Geometry",
+    "PairStatistics",
     "Statistics",
     "TapReader",
     "TapStatistics",

@@ -18,7 +18,7 @@ from compressor.observe.likelihood import sampled_log_likelihood
 from compressor.observe.processes import connected, in_step, least, processes
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
-from compressor.observe.watchers import Watcher, watching
+from compressor.observe.watchers import PairWatcher, Watcher, watching
 from compressor.units.graph import Tap, UnitGraph
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
@@ -67,13 +67,17 @@ def observe(
         watchers = {name: Watcher(reader) for name, reader in part.items()}
         step = None if progress is None else _scaled(progress, i, len(parts), samples)
         _agree(model, watchers, batches, device, autocast)
-        with in_step(), watching(model, watchers), torch.enable_grad():
-            seen = _one_pass(model, watchers, batches, seed, step, autocast)
+        wanted = graph.pairings if i == 0 and taps is None else ()
+        pairs = {pairing.module: PairWatcher(len(pairing.units), device) for pairing in wanted}
+        with in_step(), watching(model, watchers, pairs), torch.enable_grad():
+            seen = _one_pass(model, watchers, batches, seed, step, autocast, list(pairs.values()))
         found = Statistics({n: w.statistics for n, w in watchers.items() if w.statistics is not None}, seen)
+        found.pairs = {name: watcher.statistics for name, watcher in pairs.items()}
         for one in found.taps.values():
             one.samples = seen
         found = found.all_reduced()
         result.samples = found.samples
+        result.pairs.update(found.pairs)
         result.taps.update(found.taps if len(parts) == 1 else {n: set_aside(s) for n, s in found.taps.items()})
     return result
 
@@ -95,11 +99,12 @@ def _one_pass(
     seed: int,
     progress: Callable[[int], None] | None,
     autocast: torch.dtype | None,
+    pairs: Sequence[PairWatcher] = (),
 ) -> int:
     seen = 0
     for batch in batches():
         output = _forward(model, watchers, batch, autocast)
-        _gradients(sampled_log_likelihood(output, batch.ids, seed + 7919), list(watchers.values()))
+        _gradients(sampled_log_likelihood(output, batch.ids, seed + 7919), [*watchers.values(), *pairs])
         seen += len(batch.ids)
         if progress is not None:
             progress(len(batch.ids))
@@ -115,7 +120,7 @@ def _forward(model: nn.Module, watchers: dict[str, Watcher], batch: Any, autocas
         return judged_part(model(*args, **kwargs))[0]
 
 
-def _gradients(likelihood: Tensor, watchers: list[Watcher]) -> None:
+def _gradients(likelihood: Tensor, watchers: Sequence[Watcher | PairWatcher]) -> None:
     """Gradients at the watched outputs only: the engine skips those of the weights."""
     edges = [(watcher, edge) for watcher in watchers for edge in watcher.edges]
     for watcher in watchers:
@@ -123,8 +128,7 @@ def _gradients(likelihood: Tensor, watchers: list[Watcher]) -> None:
     if edges:
         gradients = torch.autograd.grad(likelihood, [edge for _, edge in edges], allow_unused=True)
         for (watcher, _), gradient in zip(edges, gradients, strict=True):
-            if gradient is not None:
-                watcher.curve(gradient)
+            watcher.curve(gradient)
 
 
 def _agree(

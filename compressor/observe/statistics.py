@@ -32,11 +32,24 @@ class TapStatistics:
 
 
 @dataclass
+class PairStatistics:
+    """What was measured at a pairing.
+
+    `gram` (F, F) is the sum over samples of t tᵀ, t_f = Σ_positions z_f g_f with z what the layer writes and g the
+    gradient of the log-likelihood there: to first order, what the likelihood of a sample loses without feature f.
+    """
+
+    gram: Tensor
+    samples: int = 0
+
+
+@dataclass
 class Statistics:
     """All taps by module name. Statistics of disjoint data with the same shifts add up."""
 
     taps: dict[str, TapStatistics] = field(default_factory=dict)
     samples: int = 0
+    pairs: dict[str, PairStatistics] = field(default_factory=dict)
 
     def all_reduced(self) -> Statistics:
         """The sums over all processes, the same in each; itself without a process group.
@@ -51,6 +64,12 @@ class Statistics:
                 with connected():
                     distributed.all_reduce(sums)
             seen.moments.count, seen.samples = (int(c) for c in counts.tolist())
+        for pair in self.pairs.values():
+            count = torch.tensor([pair.samples], device=pair.gram.device)
+            for sums in (count, pair.gram):
+                with connected():
+                    distributed.all_reduce(sums)
+            pair.samples = int(count)
         self.samples = max((seen.samples for seen in self.taps.values()), default=self.samples)
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from compressor.algebra.moments import Moments, wide
 from compressor.observe.readers import TapReader
-from compressor.observe.statistics import TapStatistics
+from compressor.observe.statistics import PairStatistics, TapStatistics
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -47,9 +47,9 @@ class Watcher:
         self.edges.append(get_gradient_edge(out))  # not `out`: an in-place activation would take its place
         return out.clone() if out._is_view() else None
 
-    def curve(self, gradient: Tensor) -> None:
-        """Add Σ g gᵀ over samples and positions."""
-        if self.statistics is None:
+    def curve(self, gradient: Tensor | None) -> None:
+        """Add Σ g gᵀ over samples and positions; None where the output did not matter."""
+        if self.statistics is None or gradient is None:
             return
         g = gradient.detach().float() if gradient.dtype in HALF else gradient.detach()
         g = g.reshape(-1, g.shape[-1]) if self.reader.tap.kind == "linear" else g.transpose(0, 1).flatten(1).T
@@ -57,8 +57,38 @@ class Watcher:
             self.statistics.curvature += part.T @ part
 
 
+class PairWatcher:
+    """Hooks of one pairing for one pass: what its layer writes, until the gradient there is known."""
+
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.statistics = PairStatistics(torch.zeros(features, features, dtype=wide(device), device=device))
+        self.edges: list[GradientEdge] = []
+        self._written: list[Tensor] = []
+        self._sums: Tensor | None = None
+
+    def forward(self, _module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> None:
+        """Keep what the layer writes (N, ..., F)."""
+        if out.requires_grad:
+            self._written.append(out.detach())
+            self.edges.append(get_gradient_edge(out))
+
+    def curve(self, gradient: Tensor | None) -> None:
+        """Σ_positions z g of each sample for one call; calls of one sample add up."""
+        written = self._written.pop(0)
+        if gradient is not None:
+            total = (written * gradient.detach()).flatten(1, -2).sum(1) if written.dim() > 2 else written * gradient
+            self._sums = total if self._sums is None or len(total) != len(self._sums) else self._sums + total
+        if not self._written and self._sums is not None:
+            sums = self._sums.to(self.statistics.gram)
+            self.statistics.gram += sums.T @ sums
+            self.statistics.samples += len(sums)
+            self._sums = None
+
+
 @contextmanager
-def watching(model: nn.Module, watchers: dict[str, Watcher]) -> Iterator[None]:
+def watching(
+    model: nn.Module, watchers: Mapping[str, Watcher], pairs: Mapping[str, PairWatcher] | None = None
+) -> Iterator[None]:
     """Hooks on the consumers, eval mode, gradients for every parameter, a caller's autocast switched off; all of it is
     taken back at the end.
     """
@@ -70,7 +100,7 @@ def watching(model: nn.Module, watchers: dict[str, Watcher]) -> Iterator[None]:
         for parameter in model.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-        for name, watcher in watchers.items():
+        for name, watcher in [*watchers.items(), *(pairs or {}).items()]:
             handle = model.get_submodule(name).register_forward_hook(watcher.forward)
             stack.callback(handle.remove)
         yield

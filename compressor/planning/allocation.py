@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from compressor.errors import UsageError
 from compressor.planning.paths import Path
 from compressor.planning.timing import LATENCY
 from compressor.records import Plan
-from compressor.units.graph import UnitGraph
+from compressor.units.graph import UnitGraph, axis_lines
 from compressor.units.sizes import SizeTable
 
 ROUNDS = 6
@@ -135,7 +136,21 @@ class Allocator:
         rank = {int(unit): i for path in self.paths for i, unit in enumerate(path.order)}
         for group in self.graph.groups:
             gone = [int(u) for u in group.units if not mask[u]]
-            short = -(len(group.units) - len(gone)) % self.block
+            short = -(len(group.units) - len(gone)) % self._steps.get(group.name, self.block)
             back = sorted(gone, key=lambda u: -rank[u])[:short]
             mask[back] = True
         return mask
+
+    @cached_property
+    def _steps(self) -> dict[str, int]:
+        """Groups whose units are several features each (dimensions of all heads, whole heads): a step smaller than the
+        block makes their layers multiples of the block."""
+        lines, found = axis_lines(self.graph.axes), {}
+        owner = {int(unit): group.name for group in self.graph.groups for unit in group.units[:1]}
+        for axis in self.graph.axes:
+            if lines[axis.tensor][axis.axis].ndim > 1:
+                units, counts = np.unique(axis.units, return_counts=True)
+                for unit, each in zip(units.tolist(), counts.tolist(), strict=True):
+                    if unit in owner:
+                        found[owner[unit]] = self.block // math.gcd(self.block, each)
+        return found

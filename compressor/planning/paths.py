@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.algebra.elimination import TapState, eliminate, precision
-from compressor.observe import Statistics, TapStatistics, blocks_of, takes_constant
-from compressor.units.graph import Group, Tap, UnitGraph
+from compressor.algebra.elimination import QuadraticState, TapState, eliminate, precision
+from compressor.observe import PairStatistics, Statistics, TapStatistics, blocks_of, takes_constant
+from compressor.units.graph import Group, Pairing, Tap, UnitGraph
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,16 @@ def tap_state(
     return TapState(inverse, curved_product(matrix, statistics), padded, units)
 
 
+def pair_state(pairing: Pairing, statistics: PairStatistics, local: Mapping[int, int]) -> QuadraticState:
+    """Query dimensions: the Fisher's second-order loss of leaving some out, ½ E[(Σ t)²] over samples; a unit is its
+    features in all heads together.
+    """
+    units = [u for u in dict.fromkeys(pairing.units.tolist()) if u in local]
+    member = torch.from_numpy(pairing.units[None, :] == np.array(units)[:, None]).to(statistics.gram)
+    gram = member @ statistics.gram @ member.T / max(statistics.samples, 1)
+    return QuadraticState(gram, np.array([local[u] for u in units]))
+
+
 def find_path(
     model: nn.Module,
     graph: UnitGraph,
@@ -88,11 +98,14 @@ def find_path(
     numbers = np.concatenate([group.units for group in cluster])
     local = {int(u): i for i, u in enumerate(numbers)}
     group_of = np.array([i for i, group in enumerate(cluster) for _ in group.units])
-    states = []
+    states: list[TapState | QuadraticState] = []
     for tap in graph.taps:
         if tap.module in statistics.taps and any(int(u) in local for u in tap.units):
             module, measured = model.get_submodule(tap.module), statistics.taps[tap.module]
             states.append(tap_state(module, tap, measured, local, ridge, intercepts[tap.module]))
+    for pairing in graph.pairings:
+        if pairing.module in statistics.pairs and any(int(u) in local for u in pairing.units):
+            states.append(pair_state(pairing, statistics.pairs[pairing.module], local))
     weights = None if worth is None else torch.from_numpy(worth[numbers])
     order, increments = eliminate(states, group_of, weights)
     return Path(numbers[order], np.array(increments))

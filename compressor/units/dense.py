@@ -30,7 +30,7 @@ def with_dense_attention(model: nn.Module, inputs: Any, normal: bool = True) -> 
     names = attention_names(model)
     if not names:
         return model
-    probe = _Probe(model, inputs)
+    probe = Probe(model, inputs)
     names = _without_change(probe, names, lambda some: rewritten(copy.deepcopy(model), some))
     if not names:
         return model
@@ -49,11 +49,11 @@ def with_dense_attention(model: nn.Module, inputs: Any, normal: bool = True) -> 
     return concentrated(_without_change(probe, names, concentrated))
 
 
-def _without_change(probe: _Probe, names: list[str], make: Callable[[list[str]], nn.Module]) -> list[str]:
+def _without_change(probe: Probe, names: list[str], make: Callable[[list[str]], nn.Module]) -> list[str]:
     return sift(names, lambda some: probe.changed(make(some)), {})
 
 
-class _Probe:
+class Probe:
     """Outputs of a model on two samples, to compare others with."""
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:

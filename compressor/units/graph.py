@@ -51,6 +51,16 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """Features that a layer writes and that are multiplied, one by one, with another layer's, and summed: queries with
+    keys. `units[feature]` is the unit of each feature. No single layer reads them, so they have no tap.
+    """
+
+    module: str
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
 class Group:
     """Units that must go together because layers share them. `frozen` names the reason why none may go."""
 
@@ -92,6 +102,7 @@ class UnitGraph:
     placed: tuple[str, ...] = ()
     """Groups whose units are sliced, shuffled or split by position, so that a cut may shift them: tried
     harder."""
+    pairings: tuple[Pairing, ...] = ()
 
 
 def axis_lines(axes: Iterable[Axis]) -> dict[str, dict[int, np.ndarray]]:

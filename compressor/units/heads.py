@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from compressor.attention.dense import DenseAttention
-from compressor.units.graph import Group, Layout, Role, UnitGraph
+from compressor.units.graph import Group, Layout, Pairing, Role, UnitGraph
 
 View = Literal["dimensions", "heads"]
 
@@ -56,6 +56,8 @@ def with_heads(graph: UnitGraph, whole: UnitGraph, model: nn.Module) -> UnitGrap
     placed = [f"{names[n]}.heads" for n in whole.placed if n in names]
     scales = {f"{name}.scale" for name in names.values()}  # a scale belongs to its head, also of a single dimension
     own = (axis for axis in graph.axes if axis.tensor not in scales)
+    queries = {f"{layer}.weight": layer for layer in names}
+    pairings = (Pairing(queries[a.tensor], a.units) for a in graph.axes if a.tensor in queries and a.axis == 0)
     return replace(
         graph,
         n_units=count,
@@ -63,6 +65,7 @@ def with_heads(graph: UnitGraph, whole: UnitGraph, model: nn.Module) -> UnitGrap
         axes=(*own, *(axis for axis in axes if (axis.units >= 0).any())),
         taps=(*graph.taps, *(tap for tap in taps if (tap.units >= 0).any())),
         placed=(*graph.placed, *placed),
+        pairings=tuple(pairings),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.algebra import elimination
-from compressor.algebra.elimination import TapState, eliminate, precision
+from compressor.algebra.elimination import QuadraticState, TapState, eliminate, precision
 
 
 @dataclass
@@ -181,3 +181,18 @@ def test_a_layer_of_4096_units_takes_under_a_minute_on_two_cores() -> None:
     order, _ = eliminate([state], torch.zeros(size, dtype=torch.long))
     assert len(order) == size - 1
     assert time.process_time() - start < 2 * 60
+
+
+def test_units_that_nothing_takes_over_cost_what_their_joint_form_says():
+    generator = torch.Generator().manual_seed(0)
+    part = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    gram = part.T @ part
+    order, increments = eliminate([QuadraticState(gram, np.arange(5))], np.zeros(5, dtype=int))
+    assert sorted([*order, *(set(range(5)) - set(order))]) == list(range(5))
+    assert order[0] == int(gram.diagonal().argmin())
+    total = 0.0
+    for count, increment in enumerate(increments, 1):
+        gone = order[:count]
+        joint = 0.5 * float(gram[gone][:, gone].sum())
+        assert increment == pytest.approx(max(joint - total, 0.0))
+        total = joint
