@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import re
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,9 @@ def compare(contents: dict[str, dict[str, Any]]) -> str:
         )
         head = f"| {network} | {content['measure']} | {seeds}"
         lines.append(f"{head} | {ours} | {peer} ({best['method']}) | {ratio} | {narrow} |")
+    plain = [c for name, c in contents.items() if c["measure"] == "params" and not name.endswith("_recovered")]
+    mean = statistics.geometric_mean(content["against"]["best_peer"]["value"] for content in plain)
+    lines += ["", f"Geometric mean of peer / ours by parameters over these {len(plain)} networks: {mean:.2f}."]
     return "\n".join(lines)
 
 

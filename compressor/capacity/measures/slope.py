@@ -98,8 +98,9 @@ def _fit(logs: Array, errors: Array, floor: float | None, start: Array | None) -
     low, high = [-np.inf, -STEEPEST], [np.inf, STEEPEST]
     if floor is None:
         low, high = [*low, 0.0], [*high, smallest]
+    jacobian: Any = slopes  # scipy's types know its names only
     fits = [
-        optimize.least_squares(misfit, np.clip(p, low, high), slopes, bounds=(low, high), xtol=1e-14, ftol=1e-14,
+        optimize.least_squares(misfit, np.clip(p, low, high), jacobian, bounds=(low, high), xtol=1e-14, ftol=1e-14,
                                gtol=1e-14, x_scale="jac", max_nfev=200)
         for p in starts
     ]  # fmt: skip
