@@ -23,6 +23,7 @@ from compressor.sources.data import data_of
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent
 from compressor.verification import open_bundle, verify_bundle
+from compressor.verify.scores import Score
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Result:
     original: nn.Module
     data: Data
     outcome: Outcome
+    score: Score | None = None
+    """What the verdict is on, where it is not accuracy or agreement."""
     assembled: dict[str, Any] = field(init=False, repr=False)
     """The record before anything is written; `save` adds what it exports and measures."""
 
@@ -78,6 +81,8 @@ def compress(
     align: str | int = "auto",
     recover: str | None = None,
     unlabelled: Any = None,
+    metric: Callable[..., Any] | None = None,
+    metric_range: tuple[float, float] = (0.0, 1.0),
     device: str = "auto",
     seed: int = 0,
     report: Report = silent,
@@ -87,29 +92,32 @@ def compress(
     What is None of `tune` and `judge` is split off by content. `keep` fixes the size (`"params=0.35"`,
     `"macs=0.5"`); without it the search finds the smallest size whose accuracy drop is shown, at `confidence`, to be
     at most `max_drop` percentage points. `recover` (`"8ep"`, `"5min"`, `"400st"`) lets every candidate learn the
-    original's outputs again, on the inputs of `calibrate` and of `unlabelled`; no labels are read for that. A verdict
+    original's outputs again, on the inputs of `calibrate` and of `unlabelled`; no labels are read for that. Instead of
+    accuracy `metric(outputs, targets)` may score each sample within `metric_range`, higher is better. A verdict
     that failed or stayed undecided is a result, not an error. Raises CompressorErrors for a model, data or options
     that cannot be worked with.
     """
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(max_drop, confidence, *asked)
+    name = None if metric is None else f"{metric.__module__}:{metric.__qualname__}"
+    options = Options(max_drop, confidence, *asked, name, metric_range)
     refuse_unread(unlabelled, options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
-    return finished(model, data, options, report=report)
+    score = None if metric is None else Score(str(name), metric, *metric_range)
+    return finished(model, data, options, report=report, score=score)
 
 
 def finished(
     model: nn.Module, data: Data, options: Options, *, report: Report = silent,
-    answers: Callable[[Any], Any] | None = None, **about: Any,
+    answers: Callable[[Any], Any] | None = None, score: Score | None = None, **about: Any,
 ) -> Result:  # fmt: skip
     """Run the pipeline and assemble the record; `about` goes into the record (name, source, command, recipe).
 
-    `answers` are those of the ONNX file that `model` was rebuilt from.
+    `answers` are those of the ONNX file that `model` was rebuilt from, `score` is what answers are judged by.
     """
-    outcome = pipeline.compress(model, data, options, report, answers)
+    outcome = pipeline.compress(model, data, options, report, answers, score)
     about.setdefault("name", type(model).__name__)
     record = assemble(outcome, data, options, **about)
-    return Result(outcome.model, outcome.verdict, record, model, data, outcome)
+    return Result(outcome.model, outcome.verdict, record, model, data, outcome, score)
 
 
 def analyze(

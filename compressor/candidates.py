@@ -20,6 +20,7 @@ from compressor.training.budget import Budget
 from compressor.training.recover import OPTIONS, recover, steps_of
 from compressor.units.sizes import size_of
 from compressor.verify.accuracy import Outputs, class_scores, hits, out_of_memory, outputs_of
+from compressor.verify.scores import Score
 
 
 @contextmanager
@@ -94,8 +95,9 @@ class Builder:
 
     def __init__(
         self, shop: Workshop, allocator: Allocator, measure: str, tune: Samples, before: Outputs,
-        seconds: dict[str, float], report: Report, recoverer: Recoverer | None = None,
+        seconds: dict[str, float], report: Report, recoverer: Recoverer | None = None, score: Score | None = None,
     ) -> None:  # fmt: skip
+        self.score = score
         self.shop, self.allocator, self.measure, self.recoverer = shop, allocator, measure, recoverer
         self.tune, self.before, self.seconds, self.report = tune, before, seconds, report
         self.tried: list[tuple[Made, Tuned]] = []
@@ -123,11 +125,15 @@ class Builder:
 
     def _compared(self, small: nn.Module) -> Tuned:
         after = outputs_of(small, self.tune, check=False)
-        return from_first(lambda: compared(self.before, after))  # devices may differ in the last bits
+        return from_first(lambda: compared(self.before, after, self.score))  # devices may differ in the last bits
 
 
-def compared(before: Outputs, after: Outputs) -> Tuned:
-    """Losses and gains of `after` against `before`: by the labels, else by agreement."""
+def compared(before: Outputs, after: Outputs, score: Score | None = None) -> Tuned:
+    """Losses and gains of `after` against `before`: by the score, else by the labels, else by agreement."""
+    if score is not None:
+        first, second = score.pair(before, after)
+        change = second - first
+        return Tuned(-float(change[change < 0].sum()), float(change[change > 0].sum()), len(change))
     if before.labels is None:
         same = hits(after.logits, class_scores(before.logits).argmax(1))
         return Tuned(int((same < 1).sum()), 0, same.numel())
@@ -135,12 +141,14 @@ def compared(before: Outputs, after: Outputs) -> Tuned:
     return Tuned(int((old > new).sum()), int((new > old).sum()), old.numel())
 
 
-def search_row(made: Made, tuned: Tuned, original: Mapping[str, int], before: Outputs) -> dict[str, Any]:
+def search_row(
+    made: Made, tuned: Tuned, original: Mapping[str, int], before: Outputs, score: Score | None = None
+) -> dict[str, Any]:
     """The record's row of a candidate; sizes are shares of the original's."""
     return {
         "params": made.size["params"] / original["params"],
         "macs": made.size["macs"] / max(original["macs"], 1),
-        "tune": tune_figures(tuned, before),
+        "tune": tune_figures(tuned, before, score),
         "judged": None,
         "selected": False,
         "predicted_loss": made.plan.predicted_loss,
@@ -148,10 +156,15 @@ def search_row(made: Made, tuned: Tuned, original: Mapping[str, int], before: Ou
     }
 
 
-def tune_figures(tuned: Tuned, before: Outputs) -> dict[str, Any]:
-    """Accuracy on the tune split (agreement with the original without labels) and its difference, in points."""
+def tune_figures(tuned: Tuned, before: Outputs, score: Score | None = None) -> dict[str, Any]:
+    """Accuracy on the tune split (agreement with the original without labels) and its difference, in points.
+
+    With a score of one's own, its mean in percent of its range stands for the accuracy.
+    """
     figures: dict[str, Any] = {"difference": tuned.difference, "samples": tuned.samples}
-    if before.labels is None:
+    if score is not None:
+        figures["accuracy"] = min(100.0, 100.0 * float(score.pair(before, before)[0].mean()) + tuned.difference)
+    elif before.labels is None:
         figures["agreement"] = 100.0 * (1 - tuned.losses / max(tuned.samples, 1))
     else:
         right = 100.0 * float(hits(before.logits, before.labels).double().mean())

@@ -42,7 +42,9 @@ Model = Annotated[
 DataOption = Annotated[
     str,
     typer.Option(
-        "--data", metavar="DATA", help="digits, fashion-mnist, cifar10, cifar100, imagefolder:DIR or file.py:factory"
+        "--data",
+        metavar="DATA",
+        help="digits, fashion-mnist, cifar10, cifar100, imagefolder:DIR, npz:FILE, csv:FILE or file.py:factory",
     ),
 ]
 Checkpoint = Annotated[
@@ -69,6 +71,16 @@ Recover = Annotated[
 ]  # fmt: skip
 Unlabelled = Annotated[
     str | None, typer.Option("--unlabelled", metavar="DATA", help="more inputs for --recover; labels are not read")
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", metavar="path.py:function",
+        help="judge by function(outputs, targets) -> one score per sample, higher is better, instead of accuracy",
+    ),
+]  # fmt: skip
+MetricRange = Annotated[
+    str | None, typer.Option("--metric-range", metavar="0,1", help="lowest and highest score; drops are percent of it")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of every random choice")]
@@ -128,16 +140,16 @@ def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> No
 def compress(
     model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None, max_drop: MaxDrop = 0.5,
     confidence: Confidence = 0.95, keep: Keep = None, exact: Exact = False, align: Align = "auto",
-    recover: Recover = None, unlabelled: Unlabelled = None,
-    device: Device = "auto", seed: Seed = 0, resume: Resume = False, force: Force = False,
-    keep_failed: KeepFailed = False, as_json: Json = False, trust_source: Trust = False,
+    recover: Recover = None, unlabelled: Unlabelled = None, metric: MetricOption = None,
+    metric_range: MetricRange = None, device: Device = "auto", seed: Seed = 0, resume: Resume = False,
+    force: Force = False, keep_failed: KeepFailed = False, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make a network smaller, judge it, and write the bundle, the ONNX file and the report."""
     from compressor.jobs import Job
-    from compressor.options import Options, parse_align, parse_keep, parse_recover
+    from compressor.options import Options, parse_align, parse_keep, parse_range, parse_recover
 
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(max_drop, confidence, *asked)
+    options = Options(max_drop, confidence, *asked, metric, parse_range(metric_range))
     job = Job(model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled)
     _run_job(job, out, resume, force, as_json)
 

@@ -112,7 +112,7 @@ def _judge_file(result: Result, path: Path, record: dict[str, Any]) -> None:
         return
     samples = result.data.judge
     after = outputs_of(OnnxModel(path, threads=torch.get_num_threads()), samples, check=False)
-    again = rejudged(before, after, verdict, file=True)
+    again = rejudged(before, after, verdict, file=True, score=result.score, keys=samples.hashes)
     record["onnx_verdict"] = again.as_dict()
     if again.value != verdict.value:
         record["warnings"].append(

@@ -103,7 +103,7 @@ def _compressed(
     plain = source.source.as_dict()
     result = finished(
         model, data, job.options, report=report, name=short_name(job.model), source=plain, command=job.command,
-        recipe=job.recipe, answers=source.answers,
+        recipe=job.recipe, answers=source.answers, score=job.score,
     )  # fmt: skip
     about = result.assembled
     note_request(about, job, source)

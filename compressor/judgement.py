@@ -11,7 +11,6 @@ from torch import nn
 from compressor.attention.known import plain_again
 from compressor.candidates import Made, search_row, timed
 from compressor.observe import from_first
-from compressor.options import Options
 from compressor.outcome import Outcome
 from compressor.planning.search import Candidate
 from compressor.records import Verdict
@@ -42,7 +41,7 @@ class Courtroom:
     def verdict(self, made: Made) -> Verdict:
         """The paired comparison with the original."""
         after = self.after(made)
-        return from_first(lambda: verdict_of(self.original, after, self.start.options))
+        return from_first(lambda: verdict_of(self.original, after, self.start))
 
     def sequence(self, candidates: Sequence[Candidate[Made]]) -> judging.Selection:
         """Judge candidates, which are ordered by falling share, to the first that does not pass."""
@@ -61,7 +60,9 @@ def judge_candidates(bench: Bench, candidates: Sequence[Candidate[Made]]) -> Out
     """
     start, outcome, tried = bench.start, bench.outcome, bench.builder.tried
     certified(bench, candidates)
-    outcome.search = [search_row(made, tuned, outcome.original_size, bench.before) for made, tuned in tried]
+    outcome.search = [
+        search_row(made, tuned, outcome.original_size, bench.before, start.score) for made, tuned in tried
+    ]
     order = [made for made, _ in tried]
     ranked = sorted(candidates, key=lambda c: -c.share)
     court = opened(bench)
@@ -83,7 +84,10 @@ def opened(bench: Bench) -> Courtroom:
     with timed(start.seconds, "verdict"):
         start.report("verdict", 0.0)
         court = Courtroom(start)
-    _warn_of_training(outcome, court.original, bench.before)
+    if start.score is None:
+        _warn_of_training(outcome, court.original, bench.before)
+    elif court.original.labels is None:
+        outcome.warnings.append("No labels: the score's targets are the original's own outputs.")
     return court
 
 
@@ -100,7 +104,8 @@ def take(outcome: Outcome, chosen: Made, court: Courtroom, verdict: Verdict) -> 
     if not chosen.plan.kept:
         outcome.nothing_to_do = "every unit stays at the size that was asked for"
     outcome.plan, outcome.size, outcome.verdict = chosen.plan, chosen.size, verdict
-    outcome.fidelity = fidelity(court.original, court.after(chosen), court.original.labels).as_dict()
+    classes = court.start.score is None
+    outcome.fidelity = fidelity(court.original, court.after(chosen), court.original.labels, classes).as_dict()
     outcome.judged_on, outcome.recovered = court.original, chosen.recovered
     if chosen.recovered is not None and not chosen.recovered["kept"]:
         outcome.warnings.append("Recovery lost on the tune split: the network is the one from before it.")
@@ -112,8 +117,8 @@ def judge_plain(outcome: Outcome, start: Start) -> None:
     """The verdict on a network that is the original."""
     after = outputs_of(start.work, start.data.judge)
     before = after if start.answers is None else outputs_of(start.answers, start.data.judge)
-    outcome.verdict = verdict_of(before, after, start.options)
-    outcome.fidelity = fidelity(before, after, before.labels).as_dict()
+    outcome.verdict = verdict_of(before, after, start)
+    outcome.fidelity = fidelity(before, after, before.labels, start.score is None).as_dict()
     outcome.judged_on = before
 
 
@@ -139,8 +144,14 @@ def finished(small: nn.Module, original: nn.Module, device: torch.device | None 
     return small.eval()
 
 
-def verdict_of(before: Outputs, after: Outputs, options: Options) -> Verdict:
-    """By the labels, else by agreement, as the options ask."""
+def verdict_of(before: Outputs, after: Outputs, start: Start) -> Verdict:
+    """By the score, else by the labels, else by agreement, as the options ask."""
+    options = start.options
+    if start.score is not None:
+        return judging.judge(
+            before, after, allowed=options.max_drop, confidence=options.confidence, metric=start.score,
+            keys=start.data.judge.hashes,
+        )  # fmt: skip
     metric = "agreement" if before.labels is None else "accuracy"
     return judging.judge(
         before, after, before.labels, allowed=options.max_drop, confidence=options.confidence, metric=metric

@@ -26,6 +26,9 @@ class Options:
     seed: int = 0
     recover: Budget | None = None
     """Distil from the original after the cut; minutes are for the whole run, epochs and steps for each candidate."""
+    metric: str | None = None
+    """`path.py:function` that scores each answer, instead of accuracy; its scores lie within `metric_range`."""
+    metric_range: tuple[float, float] = (0.0, 1.0)
     timed: dict[str, Any] | None = None
     """What the clock told in an earlier run, for a replay: its plan is taken again and nothing is timed."""
 
@@ -38,6 +41,9 @@ class Options:
             raise UsageError("--align", f"{self.align}", "`auto` or a whole number from 1", "1 switches it off")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise UsageError("--seed", f"{self.seed}", "a whole number from 0, below 2**32", "for example 0")
+        if not (-1e30 < self.metric_range[0] < self.metric_range[1] < 1e30):
+            low, high = self.metric_range
+            raise UsageError("--metric-range", f"{low:g},{high:g}", "the lowest and the highest score", "0,1")
         _check_device(self.device)
         if self.exact and self.keep is not None:
             raise UsageError(
@@ -56,6 +62,9 @@ class Options:
         plain = asdict(self)
         del plain["timed"]
         plain["keep"] = None if self.keep is None else f"{self.keep[0]}={self.keep[1]:g}"
+        plain["metric_range"] = list(self.metric_range)
+        if self.metric is None:
+            del plain["metric"], plain["metric_range"]
         plain["recover"] = None if self.recover is None else str(self.recover)
         return plain
 
@@ -107,6 +116,15 @@ def parse_sizes(text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError("--sizes", repr(text), "shares with commas between them", "for example 0.5,0.25") from None
+
+
+def parse_range(text: str | None) -> tuple[float, float]:
+    """`0,1` as two numbers (the default). Raises UsageError for anything else."""
+    try:
+        low, high = (float(part) for part in (text or "0,1").split(","))
+    except ValueError:
+        raise UsageError("--metric-range", repr(text), "two numbers with a comma between them", "0,1") from None
+    return low, high
 
 
 def _check_device(name: str) -> None:

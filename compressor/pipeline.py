@@ -25,19 +25,21 @@ from compressor.units.sizes import size_of
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import outputs_of
 from compressor.verify.fidelity import fidelity
+from compressor.verify.scores import Score
 from compressor.workbench import Answers, Start, explained, open_bench, prepare, some
 
 
 def compress(
-    model: nn.Module, data: Data, options: Options, report: Report = silent, answers: Answers | None = None
-) -> Outcome:
+    model: nn.Module, data: Data, options: Options, report: Report = silent, answers: Answers | None = None,
+    score: Score | None = None,
+) -> Outcome:  # fmt: skip
     """Find what `model` does not need, fold it away, and judge what is left; `model` is not changed.
 
-    With `answers` (of the file that `model` was rebuilt from) the verdict compares with those.
+    With `answers` (of the file that `model` was rebuilt from) the verdict compares with those; with `score` by that.
     Raises CompressorErrors for a model or data that cannot be worked with; a verdict that failed is a result.
     """
     started = time.perf_counter()
-    start = prepare(model, data, options, report, answers)
+    start = prepare(model, data, options, report, answers, score)
     if options.exact:
         outcome = _exact(start)
     elif start.frozen:
@@ -110,7 +112,7 @@ def _exact(start: Start) -> Outcome:
         before, after = outputs_of(start.answers or model, judge), outputs_of(small, judge, check=False)
         given = start.answers is not None and before.dtype.itemsize > 2
         outcome.verdict = judging.judge_outputs(before, after, judging.FILE_TOLERANCE if given else None)
-        outcome.fidelity = fidelity(before, after, before.labels).as_dict()
+        outcome.fidelity = fidelity(before, after, before.labels, start.score is None).as_dict()
         outcome.judged_on = before
     return outcome
 

@@ -71,7 +71,7 @@ def replay(record: str | Path, out: str | Path | None = None, report: Report = s
     old = read_record(path).model_dump(mode="json")
     job = job_of(old)
     _refuse_changes(old)
-    for spec in (job.model, job.data, job.unlabelled):
+    for spec in (job.model, job.data, job.unlabelled, job.options.metric):
         refuse_unknown_spec(spec or "", f"record '{path}'", job.base)
     with _threads(old["threads"]), _folder(out) as folder:
         new = run(job, folder, report=report).model_dump(mode="json")
@@ -111,6 +111,8 @@ def _job(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Job:
     if chosen["align"] == "auto" and not chosen["exact"]:
         chosen["align"] = parse_align(record["align"]["block"])  # measured then; a busy machine might measure another
     chosen["recover"] = _budget(record)
+    if "metric_range" in chosen:
+        chosen["metric_range"] = tuple(chosen["metric_range"])
     chosen["timed"] = record.get("latency")  # times differ from run to run: the plan is the one that was taken then
     return Job(
         asked["model"],

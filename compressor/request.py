@@ -23,6 +23,7 @@ from compressor.stages import NOTE, Report
 from compressor.training.loop import TrainOptions
 from compressor.verification import ORIGINAL, open_bundle
 from compressor.verify.judge_data import decidable
+from compressor.verify.scores import Score, load_score
 
 REQUEST = "request.txt"
 """Holds the fingerprint of what was asked for, from the start of the work."""
@@ -84,7 +85,12 @@ class Job:
     @property
     def specs(self) -> tuple[str | None, ...]:
         """What is read, as it was named."""
-        return self.model, self.data, self.checkpoint, self.unlabelled
+        return self.model, self.data, self.checkpoint, self.unlabelled, self.options.metric
+
+    @property
+    def score(self) -> Score | None:
+        """What answers are judged by, where that was asked for. SourceError where it cannot be found."""
+        return load_score(self.options.metric, *self.options.metric_range, self.base)
 
     @property
     def weights(self) -> Path | None:
@@ -149,7 +155,7 @@ def loaded(job: Job, folder: Path, report: Report) -> tuple[Data, LoadedModel]:
 
 def _remember_code(job: Job) -> None:
     """The user named this code: `verify` and `replay` of the result need no consent for it."""
-    for spec in (job.model, job.data, job.unlabelled):
+    for spec in (job.model, job.data, job.unlabelled, job.options.metric):
         head, arguments = split_query(spec or "")
         remember(find_factory(head, job.base), arguments)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.samples import Samples, as_samples
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.judge import FILE_TOLERANCE, judge, judge_outputs
+from compressor.verify.scores import Score, load_score
 
 ONNX = "model.onnx"
 RECORD = "record.json"
@@ -81,10 +83,15 @@ def open_bundle(folder: str | Path, factory: Callable[..., nn.Module] | None = N
     return load_bundle(folder, factory=factory)
 
 
-def rejudged(before: Outputs, after: Outputs, asked: Verdict | VerdictPart, file: bool = False) -> Verdict:
+def rejudged(
+    before: Outputs, after: Outputs, asked: Verdict | VerdictPart, file: bool = False, score: Score | None = None,
+    keys: np.ndarray | None = None,
+) -> Verdict:  # fmt: skip
     """The question that `asked` answered, asked of other outputs; `file` for those of an ONNX file."""
     if asked.metric == "outputs":
         return judge_outputs(before, after, FILE_TOLERANCE if file and before.dtype.itemsize > 2 else None)
+    if score is not None:
+        return judge(before, after, allowed=asked.allowed, confidence=asked.confidence, metric=score, keys=keys)
     metric: Any = asked.metric if before.labels is not None else "agreement"
     return judge(before, after, before.labels, allowed=asked.allowed, confidence=asked.confidence, metric=metric)
 
@@ -96,6 +103,7 @@ def verify_bundle(
     factory: Callable[..., nn.Module] | None = None,
     original: nn.Module | LoadedModel | None = None,
     checkpoint: str | Path | None = None,
+    metric: Callable[..., Any] | None = None,
 ) -> Verification:
     """Judge the bundle in `folder` on all of `data` (anything `as_samples` takes), as its record asked.
 
@@ -105,17 +113,18 @@ def verify_bundle(
     if record.verdict is None:
         raise SourceError(f"record of '{folder}'", "no verdict", "the record of a compression", "name its folder.")
     unchanged = _refuse_changed_files(folder, record)
+    score = _score(folder, record, metric)
     small = open_bundle(folder, factory)
     samples: Samples = as_samples(data, "judge data")
     whole = original if original is not None else original_of(folder, record, checkpoint)
     given = whole.answers is not None if isinstance(whole, LoadedModel) else False
     whole = (whole.answers or whole.model) if isinstance(whole, LoadedModel) else whole
     before = outputs_of(whole, samples)
-    verdict = rejudged(before, outputs_of(small, samples, check=False), record.verdict, file=given)
+    verdict = rejudged(before, outputs_of(small, samples, check=False), record.verdict, given, score, samples.hashes)
     onnx = None
     if (folder / ONNX).is_file():
         file = OnnxModel(folder / ONNX, threads=torch.get_num_threads())
-        onnx = rejudged(before, outputs_of(file, samples, check=False), record.verdict, file=True)
+        onnx = rejudged(before, outputs_of(file, samples, check=False), record.verdict, True, score, samples.hashes)
     return Verification(verdict, onnx, len(samples), unchanged, samples.fingerprint == record.data.judge)
 
 
@@ -131,6 +140,18 @@ def verify_named(
     used = record.seed if seed is None else seed
     samples = load_data(data, seed=used, transform=original.transform).judge
     return verify_bundle(folder, samples, original=original, checkpoint=checkpoint)
+
+
+def _score(folder: Path, record: Record, metric: Callable[..., Any] | None) -> Score | None:
+    """What the record says that answers are judged by; `metric` where it was handed over in Python."""
+    spec, limits = record.options.get("metric"), record.options.get("metric_range") or (0.0, 1.0)
+    if record.verdict is None or record.verdict.metric == "outputs" or spec is None:
+        return None
+    if metric is not None:
+        return Score(str(spec), metric, *limits)
+    base = Path(str((record.request or {}).get("base", ".")))
+    refuse_unknown_spec(str(spec), f"record of '{folder}', metric", base)
+    return load_score(str(spec), *limits, base)
 
 
 def recorded(folder: Path) -> Record:

@@ -45,6 +45,7 @@ from compressor.units.graph import UnitGraph
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import refuse_overlap
+from compressor.verify.scores import Score
 
 Answers = Callable[[Any], Any]
 REBUILT = 1e-3
@@ -66,6 +67,8 @@ class Start:
     seconds: dict[str, float] = field(default_factory=dict)
     answers: Answers | None = None
     """What the judge compares with, where it is not `model`: the ONNX file that was given."""
+    score: Score | None = None
+    """What answers are judged by, where it is not accuracy or agreement."""
 
     @property
     def frozen(self) -> bool:
@@ -78,8 +81,9 @@ class Start:
 
 
 def prepare(
-    model: nn.Module, data: Data, options: Options, report: Report = silent, answers: Answers | None = None
-) -> Start:
+    model: nn.Module, data: Data, options: Options, report: Report = silent, answers: Answers | None = None,
+    score: Score | None = None,
+) -> Start:  # fmt: skip
     """Check model and data before any work, and find the units.
 
     Raises CompressorErrors for a model or data that cannot be worked with.
@@ -93,7 +97,7 @@ def prepare(
         if answers is not None:
             _refuse_other_answers(probe, outputs_of(answers, some(data.calibrate, 64)))
         for part in (data.calibrate, data.tune, data.judge):
-            if part.labels is not None and probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
+            if score is None and part.labels is not None and probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
                 refuse_labels(part, probe.logits.shape[1])
         extra = {} if data.unlabelled is None else {"unlabelled": data.unlabelled}
         refuse_overlap(data.judge, {"calibrate": data.calibrate, "tune": data.tune, **extra})
@@ -103,7 +107,7 @@ def prepare(
         graph = find_units(work, data.calibrate, options.seed)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
-    return Start(model, work, graph, data, options, report, seconds, answers)
+    return Start(model, work, graph, data, options, report, seconds, answers, score)
 
 
 def _refuse_other_answers(rebuilt: Outputs, given: Outputs) -> None:
@@ -193,7 +197,7 @@ def open_bench(start: Start, measure: str, candidates: int) -> Bench:
     tune = start.data.tune
     before = outputs_of(start.work, tune)
     recoverer = _recoverer(start, shop, candidates)
-    builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report, recoverer)
+    builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report, recoverer, start.score)
     return Bench(start, shop, outcome, measure, paths, allocator, before, builder, clock)
 
 

@@ -83,7 +83,7 @@ def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Repo
     if claim is not None:
         begin(job, claim, lambda _same: _cleared(claim))
     try:
-        found = trace(source.model, data, job.options, sizes, report, source.answers)
+        found = trace(source.model, data, job.options, sizes, report, source.answers, job.score)
         uses = cache_folder() / "judge_uses.json"
         used = from_first(lambda: count_use(uses, data.judge.fingerprint))
         begun = time.perf_counter()
@@ -121,7 +121,7 @@ def _saved(
     )
     note_request(about, job, source)
     about["judge_uses"] = used
-    result = Result(point.outcome.model, point.outcome.verdict, about, source.model, data, point.outcome)
+    result = Result(point.outcome.model, point.outcome.verdict, about, source.model, data, point.outcome, job.score)
     place = folder / _name(found.measure, point.asked)
     result.save(place, source=plain, keep_failed=job.keep_failed, onnx=job.onnx, report=report)
     return {**result.record, "folder": place.name, "asked": point.asked, "covered": point.covered}

@@ -18,6 +18,7 @@ from compressor.outcome import Outcome
 from compressor.planning.search import Candidate
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent
+from compressor.verify.scores import Score
 from compressor.workbench import Bench, open_bench, prepare
 
 
@@ -43,7 +44,7 @@ class Frontier:
 
 def trace(
     model: nn.Module, data: Data, options: Options, sizes: Sizes, report: Report = silent,
-    answers: Callable[[Any], Any] | None = None,
+    answers: Callable[[Any], Any] | None = None, score: Score | None = None,
 ) -> Frontier:  # fmt: skip
     """Build and judge a network of every size; model and data are checked, observed and planned for once.
 
@@ -54,7 +55,7 @@ def trace(
         given = "--exact" if options.exact else "--keep"
         raise UsageError("frontier", given, "sizes of its own", "use --sizes, --points and --measure.")
     started = time.perf_counter()
-    start = prepare(model, data, options, report, answers)
+    start = prepare(model, data, options, report, answers, score)
     if start.frozen:
         raise ModelError("model", "every group is frozen", "units that may go", "see `compressor inspect`.")
     bench = open_bench(start, sizes.measure, len(sizes.shares or range(sizes.points)))

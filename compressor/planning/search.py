@@ -20,10 +20,10 @@ LIMIT = 8
 
 @dataclass(frozen=True)
 class Tuned:
-    """A candidate on the tune split: samples it lost and won against the original."""
+    """A candidate on the tune split: samples it lost and won against the original (sums of shares, for scores)."""
 
-    losses: int
-    gains: int
+    losses: float
+    gains: float
     samples: int
 
     @property

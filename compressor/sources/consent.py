@@ -25,7 +25,7 @@ from compressor.sources.network import cache_folder
 _MOST = 1000
 """Callables that are remembered, the newest ones."""
 
-_NO_CODE = ("torchvision", "timm", "hf", "onnx", "imagefolder")
+_NO_CODE = ("torchvision", "timm", "hf", "onnx", "imagefolder", "npz", "csv")
 """Schemes of specs that name no Python code of the user's."""
 
 _named: set[str] = set()

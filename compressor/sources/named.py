@@ -113,7 +113,7 @@ def image_folder(
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "no such folder"
         raise SourceError(f"data 'imagefolder:{folder}'", kind, "a folder of classes", "check the path.")
-    transform = transform if transform is not None and size is None else _imagenet_transform(size or 224)
+    transform = transform if transform is not None and size is None else imagenet_transform(size or 224)
     inner = {name: folder / name for name in ("train", "val", "test") if (folder / name).is_dir()}
     if not inner:
         return _one_folder(folder, transform, limit)[0]
@@ -153,7 +153,8 @@ def _one_folder(folder: Path, transform: Callable[[Any], Any], limit: int) -> tu
     return Subset(found, sorted(order[:limit])), found.classes
 
 
-def _imagenet_transform(size: int) -> Callable[[Any], Any]:
+def imagenet_transform(size: int) -> Callable[[Any], Any]:
+    """Shorter side to size * 256 / 224, the centre cut out, ImageNet's mean and deviation."""
     from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
     steps = [Resize(round(size * 256 / 224)), CenterCrop(size), ToTensor()]

@@ -59,14 +59,19 @@ class Fidelity:
         }
 
 
-def fidelity(original: Outputs | Tensor, compressed: Outputs | Tensor, labels: Tensor | None = None) -> Fidelity:
+def fidelity(
+    original: Outputs | Tensor, compressed: Outputs | Tensor, labels: Tensor | None = None, classes: bool = True
+) -> Fidelity:
     """Compare two networks' outputs on the same samples; with labels (given, or the original's) per class.
+
+    Without `classes` labels are no class numbers, and are not read.
 
     Raises ModelError where the outputs' shapes differ, DataError for labels that do not fit.
     """
     before, after = same_shape(original, compressed)
     if labels is None and isinstance(original, Outputs):
         labels = original.labels
+    labels = labels if classes else None
     spread = output_spread(before)
     agreed, kl, change, bad = 0.0, 0.0, 0.0, 0
     for one, other in _chunks(before, after):

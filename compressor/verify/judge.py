@@ -23,6 +23,7 @@ from compressor.records import Verdict, VerdictValue
 from compressor.verify.accuracy import Outputs, checked_labels, class_scores, hits
 from compressor.verify.doubts import doubt
 from compressor.verify.fidelity import fidelity, same_shape
+from compressor.verify.scores import Score
 
 Metric = Literal["accuracy", "agreement"]
 
@@ -40,7 +41,7 @@ def judge(
     *,
     allowed: float = 0.5,
     confidence: float = 0.95,
-    metric: Metric = "accuracy",
+    metric: Metric | Score = "accuracy",
     keys: np.ndarray | None = None,
 ) -> Verdict:
     """Whether the compressed network loses no more than `allowed` percentage points of `metric`.
@@ -48,7 +49,8 @@ def judge(
     Both outputs are of the same samples, in the same order; labels default to those of the original.
     The interval is made of two one-sided bounds, each at `confidence` and valid at every number of samples:
     *passed* where the lower one is at least -allowed, *failed* where the upper one is below -allowed, else
-    *undecided*. "agreement" needs no labels: the original scores 100 by definition. Scores between 0 and 1
+    *undecided*. "agreement" needs no labels: the original scores 100 by definition. A `Score` of one's own counts in
+    percent of its range. Scores between 0 and 1
     (segmentation maps) are bounded by betting in the order of `keys`, the samples' hashes. What `doubts.doubt` says
     against a comparison of accuracies takes the place of "passed" (`details["doubt"]`).
 
@@ -58,7 +60,10 @@ def judge(
     check_confidence(confidence)
     _check_allowed(allowed)
     truth = _truth(original, labels) if metric == "accuracy" else None
-    before, after = _scores(original, compressed, truth, metric)
+    if isinstance(metric, Score):
+        before, after = _scored(metric, original, compressed, labels)
+    else:
+        before, after = _scores(original, compressed, truth, metric)
     losses, gains, n = int((after < before).sum()), int((after > before).sum()), len(before)
     details: dict[str, object] = {"losses": losses, "gains": gains}
     if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
@@ -78,7 +83,7 @@ def judge(
         value, details["doubt"] = against
     return Verdict(
         value=value,
-        metric=metric,
+        metric=metric.name if isinstance(metric, Score) else metric,
         original=100 * float(before.mean()),
         compressed=100 * float(after.mean()),
         difference=100 * difference,
@@ -204,6 +209,16 @@ def _scores(
     if metric != "accuracy" or truth is None:
         raise UsageError("metric", repr(metric), "'accuracy' or 'agreement'", "choose one of them")
     return hits(before, truth).numpy(), hits(after, truth).numpy()
+
+
+def _scored(
+    metric: Score, original: Outputs | Tensor, compressed: Outputs | Tensor, labels: Tensor | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per-sample scores of one's own, as shares of their range."""
+    before, after = same_shape(original, compressed)
+    truth = original.labels if labels is None and isinstance(original, Outputs) else labels
+    targets = before if truth is None else truth
+    return metric(before, targets), metric(after, targets)
 
 
 def _truth(original: Outputs | Tensor, labels: Tensor | None) -> Tensor:

@@ -1,0 +1,117 @@
+"""Data in files of tables: `.npz` archives of arrays, and CSV lists of pictures."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from compressor.errors import DataError, SourceError
+
+PARTS = ("calibrate", "tune", "judge", "train")
+NPZ_LIMIT = 8 * 1024**3
+"""Bytes of an archive's arrays at most."""
+_ROWS_LIMIT = 5_000_000
+
+
+def npz(path: Path) -> Any:
+    """The arrays `x` (and `y`, the labels) of a `.npz` file, or `calibrate_x`, `judge_x`, `judge_y`, ... as parts.
+
+    Nothing in it is unpickled. Raises SourceError for a file that is none, DataError for other names.
+    """
+    where = f"data 'npz:{path}'"
+    if not path.is_file():
+        raise SourceError(where, "no such file", "a .npz file", "check the path.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > NPZ_LIMIT:
+            raise SourceError(where, f"{size:,} bytes of arrays", f"at most {NPZ_LIMIT:,}", "give a smaller part.")
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError, NotImplementedError) as error:
+        raise SourceError(
+            where, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "arrays as np.savez writes them",
+            "write it again: np.savez('data.npz', x=inputs, y=labels).",
+        ) from error  # fmt: skip
+    known = {"x", "y", *(f"{part}_{kind}" for part in PARTS for kind in ("x", "y"))}
+    names = {name.rpartition("_")[0] for name in arrays}
+    without = [name for name in names if f"{name}_x".lstrip("_") not in arrays]
+    if not arrays or set(arrays) - known or without or ("" in names and len(names) > 1):
+        raise DataError(
+            where, f"arrays {', '.join(sorted(arrays))[:200] or 'none'}",
+            "x (and y), or calibrate_x, judge_x, judge_y, ...", "name them so in np.savez.",
+        )  # fmt: skip
+    pairs = {name: _pair(arrays, f"{name}_" if name else "") for name in sorted(names)}
+    return pairs.get("", pairs)
+
+
+def _pair(arrays: Mapping[str, np.ndarray], prefix: str) -> Any:
+    x, y = arrays[f"{prefix}x"], arrays.get(f"{prefix}y")
+    return torch.as_tensor(x.astype(np.float32) if x.dtype == np.float64 else x) if y is None else (x, y)
+
+
+class Pictures(Dataset[Any]):
+    """Pictures by their paths, with labels where there are any."""
+
+    def __init__(self, paths: list[Path], labels: list[Any] | None, transform: Callable[[Any], Any]) -> None:
+        self.paths, self.labels, self.transform = paths, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> Any:
+        from PIL import Image
+
+        with Image.open(self.paths[place]) as picture:
+            image = self.transform(picture.convert("RGB"))
+        return image if self.labels is None else (image, self.labels[place])
+
+
+def pictures(path: Path, transform: Callable[[Any], Any]) -> Pictures:
+    """The pictures that a CSV file lists: columns `path` (relative to the file) and, if there are labels, `label`.
+
+    Labels are class numbers; words are numbered in alphabetical order, numbers with a point are targets. Raises
+    SourceError for a file that cannot be read or lists a missing picture, DataError for other columns.
+    """
+    where = f"data 'csv:{path}'"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = [row for _, row in zip(range(_ROWS_LIMIT), reader, strict=False)]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise SourceError(where, f"{type(error).__name__}: {error}", "a CSV file", "check the path.") from error
+    if "path" not in columns or not rows:
+        got = f"columns {', '.join(map(str, columns))[:200] or 'none'}, {len(rows)} rows"
+        raise DataError(where, got, "columns `path` and `label`, and rows", "write them in the first line.")
+    paths = [path.parent / str(row["path"]) for row in rows]
+    missing = next((place for place, found in enumerate(paths) if not found.is_file()), None)
+    if missing is not None:
+        raise SourceError(
+            f"{where}, line {missing + 2}", f"no file '{paths[missing]}'", "pictures by paths relative to the CSV file",
+            "correct the path.",
+        )  # fmt: skip
+    labels = [row.get("label") for row in rows] if "label" in columns else None
+    return Pictures(paths, None if labels is None else _labels(where, labels), transform)
+
+
+def _labels(where: str, words: list[str | None]) -> list[Any]:
+    """Numbers from words."""
+    empty = next((place for place, word in enumerate(words) if not (word or "").strip()), None)
+    if empty is not None:
+        raise DataError(f"{where}, line {empty + 2}", "no label", "a label in every row, or no such column", "add it.")
+    said = [str(word).strip() for word in words]
+    for kind in (int, float):
+        try:
+            return [kind(word) for word in said]
+        except ValueError:
+            continue
+    numbers = {word: place for place, word in enumerate(sorted(set(said)))}
+    return [numbers[word] for word in said]
