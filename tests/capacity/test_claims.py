@@ -81,6 +81,18 @@ def test_what_a_study_does_not_vary_stays_undecided() -> None:
         assert "no chunks here" in found[number]["reason"] or "fewer than" in found[number]["reason"]
 
 
+def test_an_x_of_1_says_nothing() -> None:
+    """A constant answer agrees as often: neither such a setting nor such a null counts."""
+    rising = ladder(measures=lambda w: {"prunable": 0.1 * (w / 8) ** 0.5}, untrained={"prunable": 1.0})
+    flat = [{**row, "setting": "flat"} for row in rising]
+    flat = [{**row, "measures": {**row["measures"], "ablation": {"prunable_mean": 1.0}}} for row in flat]
+    both, alone = verdicts([*rising, *flat])["A-5"], verdicts(flat)["A-5"]
+    assert [test["setting"] for test in both["tests"]] == ["base"]
+    assert both["verdict"] == "supported"
+    assert both["tests"][0]["null"]["untrained"]["effect"] is None
+    assert "below 1" in alone["reason"]
+
+
 def test_a_prunable_share_that_rises_is_supported_and_one_that_falls_is_not() -> None:
     less = lambda w: {"prunable": 0.8 * (8 / w) ** 0.5}  # noqa: E731
     rises = verdicts(ladder(measures=lambda w: {"prunable": 0.1 * (w / 8) ** 0.5}, untrained=less))["A-5"]

@@ -141,8 +141,12 @@ def removable(part: Part) -> float | None:
 
 
 def prunable(part: Part) -> float | None:
-    """x*, the mean over random orders (v5 takes the luckiest one)."""
-    return part["ablation"]["prunable_mean"]
+    """x*, the mean over random orders (v5 takes the luckiest one); None where agreement never falls to the level.
+
+    Then a constant answer, which is what a network with all units ablated gives, agrees as often: x* says nothing.
+    """
+    found = part["ablation"]["prunable_mean"]
+    return None if found is not None and found >= 1 else found
 
 
 def gap(part: Part) -> float | None:
