@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
 NAMES = (
     *("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity"),
-    *("trust", "verdict_rates"),
+    *("trust", "verdict_rates", "real_files", "coverage"),
 )
 
 
@@ -231,6 +231,51 @@ def verdict_rates(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def real_files(content: dict[str, Any]) -> str:
+    """What became of files that packages ship."""
+    lines = [
+        "| file | parameters | asked | kept | MACs kept | same answer | verdict | outputs moved | ONNX file |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in content["rows"]:
+        found = row["verdict"]
+        change = found["details"].get("max_relative_change")
+        low, high = found["interval"]
+        words = f"{found['value']}" if change is not None else f"{found['value']} [{low:+.2f}, {high:+.2f}]"
+        file = "-" if row["onnx_verdict"] is None else row["onnx_verdict"]["value"]
+        lines.append(
+            f"| {row['source']} | {row['parameters']:,} | {row['asked']} | {100 * row['params']:.1f} % | "
+            f"{100 * row['macs']:.1f} % | {found['compressed']:.2f} % | {words} | "
+            f"{'' if change is None else f'{change:.1e}'} | {file} |"
+        )
+    return "\n".join(lines)
+
+
+def coverage(content: dict[str, Any]) -> str:
+    """One line for each network that was measured."""
+    lines = [
+        "| network | layers covered | parameters coverable | planted | removed | outputs moved | ONNX error | frozen |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in content["rows"]:
+        name = f"{row['family']}: {row['network']}"
+        if "refused" in row:
+            lines.append(f"| {name} | refused: {row['refused'].replace('|', '/')[:90]} | | | | | | |")
+            continue
+        onnx = "" if row.get("onnx") is None else f"{row['onnx']:.0e}"
+        frozen = ", ".join(row["uncovered"]).replace("|", "/")[:90]
+        moved = "" if "moved" not in row else f"{row['moved']:.0e}"
+        lines.append(
+            f"| {name} | {row['covered']} of {row['layers']} | {100 * row['coverable']:.0f} % | "
+            f"{row.get('surplus', '')} | {row.get('surplus_removed', '')} | {moved} | {onnx} | {frozen} |"
+        )
+    wrong = sum(row["silently_wrong"] for row in content["rows"])
+    half = sum(row.get("coverable", 0) > 0.5 for row in content["rows"])
+    lines += ["", f"{len(content['rows'])} networks so far: {half} with more than half of their parameters coverable, "
+                  f"{wrong} silently wrong."]  # fmt: skip
+    return "\n".join(lines)
+
+
 def table(name: str) -> str:
     """One table, or a line that says that it has not been measured."""
     if name == "compare":
@@ -252,6 +297,8 @@ def table(name: str) -> str:
         "capacity_costs": capacity_costs,
         "trust": trust,
         "verdict_rates": verdict_rates,
+        "real_files": real_files,
+        "coverage": coverage,
     }[name]
     return write(json.loads(path.read_text()))
 
