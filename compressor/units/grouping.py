@@ -124,6 +124,8 @@ def _taps(found: Found, axes: list[Axis]) -> tuple[Tap, ...]:
         axis = consumed.get((item.weight, item.in_axis))
         if axis is None or item.kind not in ("linear", "conv", "conv_transpose"):
             continue
+        if item.weight.rpartition(".")[2] != "weight":  # used outside a layer (frozen for it): nothing to observe there
+            continue
         kind: Any = item.kind
         exact = item.intercept_exact and (item.weight not in taps or taps[item.weight].intercept_exact)
         taps[item.weight] = Tap(owner(item.weight), kind, axis.units, exact)

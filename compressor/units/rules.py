@@ -186,6 +186,8 @@ def _note_placed(walk: Walk, name: str, labels: Tensor, result: Any) -> None:
         after = compact(part.labels)
         if sum(n > 1 for n in after.shape) <= sum(n > 1 for n in before.shape):
             a, b = before.reshape(-1), after.reshape(-1)
+            if walk.layouts and b.numel() < a.numel():  # heads are taken apart as they were laid out
+                a, b = b, a
             times = b.numel() // max(a.numel(), 1)
             if torch.equal(a.repeat_interleave(times), b) or torch.equal(a.repeat(times), b):
                 continue

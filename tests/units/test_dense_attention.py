@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import planted
+import planted_zoo
 import pytest
 import torch
 from planted_attention import lively, plant
@@ -99,6 +100,13 @@ def wide_again(dense: nn.Module, original: nn.Module) -> nn.Module:
     return made
 
 
+def test_attention_that_is_not_followed_has_no_taps_of_its_own() -> None:
+    model = vit()
+    graph = trace(model, X)
+    assert all(isinstance(model.get_submodule(tap.module), (nn.Linear, nn.Conv2d)) for tap in graph.taps)
+    assert not any(group.frozen is None and "attention" in group.name for group in graph.groups)
+
+
 def test_a_lean_network_stays_whole() -> None:
     lean = vit()
     opened = with_dense_attention(lean, X)
@@ -111,3 +119,26 @@ def test_a_lean_network_stays_whole() -> None:
 def test_a_network_without_attention_is_handed_back_itself() -> None:
     model, inputs = planted.small("dense")
     assert with_dense_attention(model, inputs) is model
+
+
+@pytest.mark.slow
+def test_every_planted_unit_of_vit_b_16_goes() -> None:
+    lean, images = planted_zoo.lean("vit_b_16", torch.float64)
+    first = with_dense_attention(lean, images, normal=False)
+    planted_in = attentions(first)
+    for name, attention in planted_in.items():
+        reader = reader_of(first, name)
+        assert reader is not None
+        plant(attention, reader)
+    graph = trace(first, images)
+    chosen = {group.name: {5: 3} for group in graph.groups if group.frozen is None and "mlp" in group.name}
+    wide = planted.split(first, graph, chosen).model
+    opened = with_dense_attention(wide_again(wide, lean), images)
+    small, plan = exact_compress(opened, trace(opened, images), images, effort=0.0)
+    expected = dict.fromkeys(chosen, 2)
+    expected |= {f"{name}.{leaf}": 1 for name in planted_in for leaf in ("heads", "q", "v")}
+    assert {fold.group: len(fold.dropped) for fold in plan.folds} == expected
+    assert plan.taken_back == ()
+    fresh = torch.randn(4, *images.shape[1:], dtype=torch.float64)
+    with torch.no_grad():
+        assert moved([wide(fresh)], [small(fresh)]) < 1e-10
