@@ -98,12 +98,16 @@ def compress(
     that cannot be worked with.
     """
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
-    name = None if metric is None else f"{metric.__module__}:{metric.__qualname__}"
-    options = Options(max_drop, confidence, *asked, name, metric_range)
+    score = scored_by(metric, metric_range)
+    options = Options(max_drop, confidence, *asked, score and score.name, metric_range)
     refuse_unread(unlabelled, options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
-    score = None if metric is None else Score(str(name), metric, *metric_range)
     return finished(model, data, options, report=report, score=score)
+
+
+def scored_by(metric: Callable[..., Any] | None, limits: tuple[float, float]) -> Score | None:
+    """The score that a function handed over in Python is."""
+    return None if metric is None else Score(f"{metric.__module__}:{metric.__qualname__}", metric, *limits)
 
 
 def finished(
@@ -140,15 +144,17 @@ def verify(
     *,
     factory: Callable[..., nn.Module] | None = None,
     original: nn.Module | None = None,
+    metric: Callable[..., Any] | None = None,
     trust_source: bool = False,
 ) -> Verdict:
     """Judge a bundle again, on `data`, against its original; asks what its record asked (drop, confidence, metric).
 
-    `original` is the network with its trained weights; without it it is loaded from what the record names. Raises
+    `original` is the network with its trained weights; without it it is loaded from what the record names. So is
+    `metric`, which is only read where the record names one. Raises
     SourceError where that, or a file of the bundle, is not what it was. `trust_source` as in `load`.
     """
     with trusting(trust_source):
-        return verify_bundle(Path(folder), data, factory=factory, original=original).verdict
+        return verify_bundle(Path(folder), data, factory=factory, original=original, metric=metric).verdict
 
 
 def load(

@@ -234,7 +234,8 @@ def frontier(
     count: Annotated[int, typer.Option("--points", help="how many sizes, from 70 % down to the smallest")] = 5,
     measure: Annotated[str, typer.Option("--measure", help="what shares are of: params, macs or latency")] = "params",
     max_drop: MaxDrop = 0.5, confidence: Confidence = 0.95, align: Align = "auto", recover: Recover = None,
-    unlabelled: Unlabelled = None, device: Device = "auto", seed: Seed = 0, resume: Resume = False,
+    unlabelled: Unlabelled = None, metric: MetricOption = None, metric_range: MetricRange = None,
+    device: Device = "auto", seed: Seed = 0, resume: Resume = False,
     force: Force = False, keep_failed: KeepFailed = False, as_json: Json = False,
     trust_source: Trust = False,
 ) -> None:  # fmt: skip
@@ -242,12 +243,13 @@ def frontier(
     from compressor.frontier.folder import run
     from compressor.jobs import Job
     from compressor.observe import processes
-    from compressor.options import Options, Sizes, parse_align, parse_recover, parse_sizes
+    from compressor.options import Options, Sizes, parse_align, parse_range, parse_recover, parse_sizes
     from compressor.progress import shown
     from compressor.report.frontier import frontier_view
 
     wanted = Sizes(measure, parse_sizes(sizes), count)
-    options = Options(max_drop, confidence, None, False, parse_align(align), device, seed, parse_recover(recover))
+    asked = (None, False, parse_align(align), device, seed, parse_recover(recover))
+    options = Options(max_drop, confidence, *asked, metric, parse_range(metric_range))
     job = Job(
         model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled, sizes=wanted
     )

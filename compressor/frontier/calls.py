@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from compressor.api import Result
+from compressor.api import Result, scored_by
 from compressor.frontier.points import trace
 from compressor.options import Options, Sizes, parse_align, parse_recover, refuse_unread
 from compressor.recording import assemble
@@ -30,6 +30,8 @@ def frontier(
     align: str | int = "auto",
     recover: str | None = None,
     unlabelled: Any = None,
+    metric: Callable[..., Any] | None = None,
+    metric_range: tuple[float, float] = (0.0, 1.0),
     device: str = "auto",
     seed: int = 0,
     report: Report = silent,
@@ -43,12 +45,13 @@ def frontier(
     the errors, and UsageError is raised for sizes that cannot be built.
     """
     asked = Sizes(measure, None if sizes is None else tuple(sizes), points)
-    options = Options(max_drop, confidence, None, False, parse_align(align), device, seed, parse_recover(recover))
+    score, chosen = scored_by(metric, metric_range), (None, False, parse_align(align), device, seed)
+    options = Options(max_drop, confidence, *chosen, parse_recover(recover), score and score.name, metric_range)
     refuse_unread(unlabelled, options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
-    found = trace(model, data, options, asked, report)
+    found = trace(model, data, options, asked, report, score=score)
     results = []
     for point in found.points:
         record = assemble(point.outcome, data, replace(options, keep=(measure, point.asked)), name=type(model).__name__)
-        results.append(Result(point.outcome.model, point.outcome.verdict, record, model, data, point.outcome))
+        results.append(Result(point.outcome.model, point.outcome.verdict, record, model, data, point.outcome, score))
     return results

@@ -101,7 +101,15 @@ def test_a_task_from_the_command_line(
     assert {**again, "details": None} == {**verdict, "details": None}
 
 
-def test_in_python():
+def test_a_frontier_is_judged_by_it(tasks: Path, terminal: Terminal, no_onnx: None, no_page: None):
+    words = ["frontier", "tasks.py:regressor", "--data", "tasks.py:targets", "--out", "out", "--sizes", "0.9,0.75"]
+    words += ["--metric", "scores.py:near", "--max-drop", "5", "--align", "1", "--json"]
+    assert terminal(*words) == 0, terminal.err
+    named = [Path(point["verdict"]["metric"]).name for point in terminal.json()["points"]]
+    assert named == ["scores.py:near"] * 2
+
+
+def test_in_python(tmp_path: Path, no_page: None):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
     x = torch.randn(600, 4)
@@ -118,6 +126,15 @@ def test_in_python():
     )
     assert own <= 0
     assert result.verdict.original == pytest.approx(100 * (1 - 0.1 / 3), abs=0.01)
+    del options["keep"]
+    (point,) = compressor.frontier(model, (x, truth), sizes=(0.5,), **options)
+    assert point.verdict is not None
+    assert point.verdict.difference == result.verdict.difference
+    result.save(tmp_path, onnx=False)
+    judge_part = [result.data.judge[place] for place in range(len(result.data.judge))]
+    factory = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))  # noqa: E731
+    again = compressor.verify(tmp_path, judge_part, factory=factory, original=model, metric=near)
+    assert again.difference == pytest.approx(result.verdict.difference)
 
 
 def _score(function: object, low: float = 0.0, high: float = 1.0) -> Score:
