@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from compressor.errors import SourceError
@@ -144,8 +145,8 @@ def verify_named(
 
 def _score(folder: Path, record: Record, metric: Callable[..., Any] | None) -> Score | None:
     """What the record says that answers are judged by; `metric` where it was handed over in Python."""
-    spec, limits = record.options.get("metric"), record.options.get("metric_range")
-    low, high = (float(limit) for limit in limits) if isinstance(limits, (list, tuple)) else (0.0, 1.0)
+    spec = record.options.get("metric")
+    low, high = _limits(folder, record.options.get("metric_range", [0.0, 1.0]))
     if record.verdict is None or record.verdict.metric == "outputs" or spec is None:
         return None
     if metric is not None:
@@ -153,6 +154,14 @@ def _score(folder: Path, record: Record, metric: Callable[..., Any] | None) -> S
     base = Path(str((record.request or {}).get("base", ".")))
     refuse_unknown_spec(str(spec), f"record of '{folder}', metric", base)
     return load_score(str(spec), low, high, base)
+
+
+def _limits(folder: Path, found: object) -> tuple[float, float]:
+    try:
+        return TypeAdapter(tuple[float, float]).validate_python(found)
+    except ValidationError:
+        where, got = f"record of '{folder}', metric_range", f"{found!r:.60}"
+        raise SourceError(where, got, "the lowest and the highest score", "compress again.") from None
 
 
 def recorded(folder: Path) -> Record:

@@ -29,7 +29,7 @@ def photograph(name: str) -> Tensor:
 
         pixels = load_sample_image(f"{name}.jpg")
     else:
-        import skimage.data
+        import skimage.data  # pyright: ignore[reportMissingImports]
 
         pixels = getattr(skimage.data, name)()
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255

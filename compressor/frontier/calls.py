@@ -45,8 +45,9 @@ def frontier(
     the errors, and UsageError is raised for sizes that cannot be built.
     """
     asked = Sizes(measure, None if sizes is None else tuple(sizes), points)
-    score, chosen = scored_by(metric, metric_range), (None, False, parse_align(align), device, seed)
-    options = Options(max_drop, confidence, *chosen, parse_recover(recover), score and score.name, metric_range)
+    score = scored_by(metric, metric_range)
+    chosen = (None, False, parse_align(align), device, seed, parse_recover(recover))
+    options = Options(max_drop, confidence, *chosen, score and score.name, metric_range)
     refuse_unread(unlabelled, options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
     found = trace(model, data, options, asked, report, score=score)

@@ -9,7 +9,7 @@ from runs import Terminal
 from torch import Tensor, nn
 
 import compressor
-from compressor.errors import CompressorError, DataError, UsageError
+from compressor.errors import CompressorError, DataError, SourceError, UsageError
 from compressor.verify.judge import judge
 from compressor.verify.scores import Score, load_score
 
@@ -135,6 +135,10 @@ def test_in_python(tmp_path: Path, no_page: None):
     factory = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))  # noqa: E731
     again = compressor.verify(tmp_path, judge_part, factory=factory, original=model, metric=near)
     assert again.difference == pytest.approx(result.verdict.difference)
+    record = (tmp_path / "record.json").read_text()
+    (tmp_path / "record.json").write_text(record.replace('"metric_range": [\n', '"metric_range": [\n"low",\n'))
+    with pytest.raises(SourceError, match="lowest"):
+        compressor.verify(tmp_path, judge_part, factory=factory, original=model, metric=near)
 
 
 def _score(function: object, low: float = 0.0, high: float = 1.0) -> Score:
