@@ -183,8 +183,15 @@ def _contrast(
     study: Evidence, pair: tuple[str, str], what: str, read: Read, statistic: Statistic, low: float = -math.inf,
     high: float = math.inf,
 ) -> Reading:  # fmt: skip
-    nulls = {"untrained": _pair(study, pair, read, "untrained")}
-    return judged(" / ".join(pair), what, _pair(study, pair, read, None), statistic, low, high, nulls)
+    """At the greatest width, which is all that the propositions speak of; narrower networks may have failed."""
+    nulls = {"untrained": _at_greatest(study, pair, read, "untrained")}
+    return judged(" / ".join(pair), what, _at_greatest(study, pair, read, None), statistic, low, high, nulls)
+
+
+def _at_greatest(study: Evidence, pair: tuple[str, str], read: Read, null: str | None) -> Array:
+    """(S, 2, 1) values of both settings."""
+    rows = [study.curve_at(study.widths[-1], name, read, null, "this number") for name in pair]
+    return np.stack(rows, axis=1)[:, :, None]
 
 
 def _pair(study: Evidence, pair: tuple[str, str], read: Read, null: str | None) -> Array:
