@@ -104,3 +104,9 @@ def test_importing_the_package_is_cheap() -> None:
     code = f"import sys, compressor; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """Folders of tests are no packages: two files of one name cannot be collected together."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
