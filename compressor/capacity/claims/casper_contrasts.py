@@ -141,9 +141,9 @@ def flat_at_the_end(study: Evidence) -> Joint:
     tests, missing = [], "not in this study: a snapshot of the second half of training"
     for name in study.settings:
         for what, read in (("x*", prunable), ("R95", redundancy)):
-            end = study.curve(name, read, what=what)
-            early = study.curve(name, _snapshot(read), what=missing)
-            rows = np.stack([end, early], axis=1)
+            end = study.curve_at(study.widths[-1], name, read, None, what)
+            early = study.curve_at(study.widths[-1], name, _snapshot(read), None, missing)
+            rows = np.stack([end, early], axis=1)[:, :, None]
             tests.append(judged(name, f"{what}, end - snapshot", rows, _last_difference, -0.05, 0.05))
     return every(tests)
 
