@@ -89,7 +89,7 @@ def test_claims_say_why_they_are_undecided(study: Study) -> None:
     assert rows["A-11"]["reason"].startswith("not in this study")
     assert rows["A-9"]["reason"].startswith("not in this study")  # the settings differ in the initialisation too
     assert rows["A-1"]["effect"] is not None
-    assert rows["A-13"]["reason"].startswith("x* is missing for random")  # a constant answer agrees as often
+    assert rows["A-13"]["reason"].startswith("not in this study: x* of a snapshot")  # a constant answer agrees as often
 
 
 def test_every_raw_trial_is_kept(study: Study) -> None:

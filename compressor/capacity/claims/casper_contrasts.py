@@ -138,11 +138,12 @@ def widening_stays_local(study: Evidence) -> Joint:
 )
 def flat_at_the_end(study: Evidence) -> Joint:
     """End minus the first snapshot at or after half of the training, at the greatest width."""
-    tests, missing = [], "not in this study: a snapshot of the second half of training"
+    tests = []
     for name in study.settings:
         for what, read in (("x*", prunable), ("R95", redundancy)):
             end = study.curve_at(study.widths[-1], name, read, None, what)
-            early = study.curve_at(study.widths[-1], name, _snapshot(read), None, missing)
+            late = f"not in this study: {what} of a snapshot of the second half of training"
+            early = study.curve_at(study.widths[-1], name, _snapshot(read), None, late)
             rows = np.stack([end, early], axis=1)[:, :, None]
             tests.append(judged(name, f"{what}, end - snapshot", rows, _last_difference, -0.05, 0.05))
     return every(tests)
