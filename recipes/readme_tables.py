@@ -16,12 +16,14 @@ NAMES = (
 )
 
 
+def columns(names: str) -> list[str]:
+    """The first two lines of a table, from its columns with ` | ` between them."""
+    return [f"| {names} |", "|---" * len(names.split(" | ")) + "|"]
+
+
 def strength(content: dict[str, Any]) -> str:
     """Kept share and accuracy lost, per network and way of asking."""
-    lines = [
-        "| network | asked | parameters | MACs | accuracy lost | first | second | verdict at 95 % | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = columns("network | asked | parameters | MACs | accuracy lost | first | second | verdict at 95 % | seconds")
     for row in content["runs"]:
         if row.get("recover"):
             continue
@@ -39,10 +41,7 @@ def strength(content: dict[str, Any]) -> str:
 
 def recovered(content: dict[str, Any]) -> str:
     """Smaller sizes with label-free recovery."""
-    lines = [
-        "| network | unlabelled images | parameters | accuracy lost | first | second | verdict | steps |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = columns("network | unlabelled images | parameters | accuracy lost | first | second | verdict | steps")
     for row in content["runs"]:
         if not row.get("recover"):
             continue
@@ -58,10 +57,9 @@ def recovered(content: dict[str, Any]) -> str:
 
 def exact_zoo(content: dict[str, Any]) -> str:
     """Surplus units planted and removed, and how far outputs moved."""
-    lines = [
-        "| network | weights | surplus | removed | others removed | outputs moved | in float64 | by batch size | s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = columns(
+        "network | weights | surplus | removed | others removed | outputs moved | in float64 | by batch size | s"
+    )
     for row in content["rows"]:
         moves = ("outputs_moved", "outputs_moved_computed_in_float64", "original_moved_by_another_batch_size")
         lines.append(
@@ -74,8 +72,7 @@ def exact_zoo(content: dict[str, Any]) -> str:
 
 def latency(content: dict[str, Any]) -> str:
     """Measured latency against multiply-accumulates, aligned and not."""
-    heads = ("network", "asked", "align", "parameters", "MACs", "latency predicted", "latency", "latency / MACs")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = columns("network | asked | align | parameters | MACs | latency predicted | latency | latency / MACs")
     for row in content["rows"]:
         for made in row["results"]:
             low, high = made["interval"]
@@ -90,10 +87,10 @@ def latency(content: dict[str, Any]) -> str:
 
 def costs(content: dict[str, Any]) -> str:
     """What the stages cost, as ratios of interleaved repeats."""
-    lines = ["| network | statistics / forward + backward | all paths / statistics |", "|---|---|---|"]
+    lines = columns("network | statistics / forward + backward | all paths / statistics")
     for row in content["stages"]:
         lines.append(f"| {row['network']} | {row['statistics_over_plain']:.2f} | {row['paths_over_statistics']:.2f} |")
-    lines += ["", "| `compress` | seconds | of these, in the stages that take most |", "|---|---|---|"]
+    lines += ["", *columns("`compress` | seconds | of these, in the stages that take most")]
     for row in content["compress"]:
         asked = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in row["options"].items())
         stages = {name: value for name, value in row["seconds"].items() if name != "total"}
@@ -106,10 +103,7 @@ def costs(content: dict[str, Any]) -> str:
 
 def compare(contents: dict[str, dict[str, Any]]) -> str:
     """Share kept at the allowed loss: ours, the best peer's, a narrow network trained from scratch; over seeds."""
-    lines = [
-        "| network | measure | seeds | ours | best peer | peer / ours | trained small: lost (ours) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = columns("network | measure | seeds | ours | best peer | peer / ours | trained small: lost (ours)")
     for name, content in sorted(contents.items()):
         against, seeds = content["against"], len(content["networks"])
         best = against["best_peer"]
@@ -143,8 +137,9 @@ def capacity_costs(content: dict[str, Any]) -> str:
     )
     return "\n".join(
         [
-            "| layer | threads | from the Gram matrix | scikit-learn (extrapolated) | ratio | numbers differ by |",
-            "|---|---|---|---|---|---|",
+            *columns(
+                "layer | threads | from the Gram matrix | scikit-learn (extrapolated) | ratio | numbers differ by"
+            ),
             f"| {layer} | {content['threads']} | {ours['processor']:.0f} s | {theirs['processor']:,.0f} s | "
             f"{ratio['processor']:.0f} | {content['largest_difference']:.0e} |",
         ]
@@ -153,7 +148,7 @@ def capacity_costs(content: dict[str, Any]) -> str:
 
 def capacity(contents: dict[str, dict[str, Any]]) -> str:
     """Every claim that a committed study could test: verdict, effect with its interval over seeds, its null."""
-    lines = ["| study | claim | proposition | verdict | effect [95 %] | null |", "|---|---|---|---|---|---|"]
+    lines = columns("study | claim | proposition | verdict | effect [95 %] | null")
     for name, content in sorted(contents.items()):
         for row in content["claims"]:
             if row["effect"] is None:
@@ -178,7 +173,7 @@ def capacity(contents: dict[str, dict[str, Any]]) -> str:
 
 def trust(content: dict[str, Any]) -> str:
     """Attacks tried and stopped, inputs of the fuzzed parsers, kills survived."""
-    lines = ["| what | tried | as it must be |", "|---|---|---|"]
+    lines = columns("what | tried | as it must be")
     attacks = content.get("attacks")
     if attacks:
         kinds = ", ".join(f"{name} {found['tried']}" for name, found in attacks["families"].items())
@@ -203,10 +198,9 @@ def trust(content: dict[str, Any]) -> str:
 
 def verdict_rates(content: dict[str, Any]) -> str:
     """How often a network that loses exactly what is allowed was passed: the worst setting of each kind."""
-    lines = [
-        "| pairs of networks | settings | confidence | promised | worst measured | worst exact | where the worst |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = columns(
+        "pairs of networks | settings | confidence | promised | worst measured | worst exact | where the worst"
+    )
     kinds = {"settings": "one pair", "sequences": "search over five", "maps": "maps (betting bound)"}
     for part, words in kinds.items():
         rows = content.get(part, [])
@@ -223,8 +217,7 @@ def verdict_rates(content: dict[str, Any]) -> str:
             )
     copies = content.get("near_copies", [])
     if copies:
-        lines += ["", "| near-copies of calibration images in the judge split | data | noticed | warned |"]
-        lines.append("|---|---|---|---|")
+        lines += ["", *columns("near-copies of calibration images in the judge split | data | noticed | warned")]
         for row in copies:
             warned = "yes" if row["warned"] else "no"
             lines.append(f"| {row['copies']} | {row['data']} | {100 * row['noticed']:.1f} % | {warned} |")
@@ -233,10 +226,7 @@ def verdict_rates(content: dict[str, Any]) -> str:
 
 def real_files(content: dict[str, Any]) -> str:
     """What became of files that packages ship."""
-    lines = [
-        "| file | parameters | asked | kept | MACs kept | same answer | verdict | outputs moved | ONNX file |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = columns("file | parameters | asked | kept | MACs kept | same answer | verdict | outputs moved | ONNX file")
     for row in content["rows"]:
         found = row["verdict"]
         change = found["details"].get("max_relative_change")
@@ -253,10 +243,9 @@ def real_files(content: dict[str, Any]) -> str:
 
 def coverage(content: dict[str, Any]) -> str:
     """One line for each network that was measured."""
-    lines = [
-        "| network | layers covered | parameters coverable | planted | removed | outputs moved | ONNX error | frozen |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = columns(
+        "network | layers covered | parameters coverable | planted | removed | outputs moved | ONNX error | frozen"
+    )
     for row in content["rows"]:
         name = f"{row['family']}: {row['network']}"
         if "refused" in row:
