@@ -17,8 +17,8 @@ from compressor.export.files import write_json
 from compressor.verify.accuracy import Outputs, accuracy, outputs_of
 from compressor.verify.judge import judge
 
-Recover = Callable[[nn.Module, nn.Module], tuple[nn.Module, dict[str, Any]]]
-"""(small, original) -> small after recovery and what recovery did; the same for every method."""
+Recover = Callable[[nn.Module], tuple[nn.Module, dict[str, Any]]]
+"""small -> small after recovery and what recovery did; the same for every method."""
 
 
 class Bench:
@@ -86,7 +86,7 @@ class Bench:
         if self.recover is not None:
             found["unrecovered"] = {"lost": found["lost"], "verdict": found["verdict"]}
             started = time.perf_counter()
-            small, found["recovery"] = self.recover(small, self.task.model)
+            small, found["recovery"] = self.recover(small)
             small = small.eval()
             seconds["recover"] = round(time.perf_counter() - started, 2)
             found |= self._judged(small)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +76,26 @@ def _one_network(
     model, weights = network(wanted, base, data.train, report)
     task = Task(model, data, recipe.compare.measure, seed, _widths(recipe, base, seed), options)
     allowed, confidence = recipe.compress.max_drop, recipe.compress.confidence
-    bench = Bench(task, folder / CELLS, allowed, confidence, recipe.compare.stop_at, _recovery(recipe, data, seed))
+    bench = Bench(task, folder / CELLS, allowed, confidence, recipe.compare.stop_at, _recovery(recipe, task))
     only = recipe.compare.only
     bench.run({name: (method, only.get(name, recipe.compare.sizes)) for name, method in methods.items()}, report)
     return {"seed": seed, "weights": weights, **bench.original()}
 
 
-def _recovery(recipe: Recipe, data: Data, seed: int) -> Recover | None:
+def _recovery(recipe: Recipe, task: Task) -> Recover | None:
     """The recovery that every method's networks get, ours and the peers' alike: the product's own."""
     budget = parse_recover(recipe.compress.recover)
     if budget is None:
         return None
+    original, data = task.model, task.data
+    before = cache(lambda: outputs_of(original, data.tune))  # once for all cells, and not where all of them are there
 
-    def recovered(small: nn.Module, original: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        before = outputs_of(original, data.tune)
+    def compare(network: nn.Module) -> Tuned:
+        return compared(before(), outputs_of(network, data.tune, check=False))
 
-        def compare(network: nn.Module) -> Tuned:
-            return compared(before, outputs_of(network, data.tune, check=False))
-
-        recoverer = Recoverer(budget, original, data.calibrate, data.tune, seed=seed)
-        made, _, about = recoverer.better(small, before, compare(small), compare, lambda _done: None)
+    def recovered(small: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        recoverer = Recoverer(budget, original, data.calibrate, data.tune, seed=task.seed)
+        made, _, about = recoverer.better(small, before(), compare(small), compare, lambda _done: None)
         return made, {key: value for key, value in about.items() if key != "checks"}
 
     return recovered
