@@ -11,25 +11,13 @@ from typing import Any
 import pytest
 import torch
 from runs import Terminal
+from tiny_ladder import NET
 
 from compressor.capacity.settings import settings_of
 from compressor.capacity.study import run_capacity, trials
 from compressor.errors import UsageError
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.capacity import capacity_view, refusals
-
-NET = """
-from torch import nn
-
-def net(width=8):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
-
-def few():
-    from compressor.sources.data import load_data
-    data = load_data("digits")
-    one = lambda samples, count: samples.take(range(count)).batch(range(count))
-    return {"train": one(data.train, 300), "tune": one(data.tune, 60), "judge": one(data.judge, 400)}
-"""
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -42,6 +30,7 @@ def recipe(**changes: Any) -> Recipe:
         "settings": {"true_labels": {}, "random": {"labels": "random", "initialisation": "he_normal"}},
     }
     plain = {"model": "net.py:net", "data": "net.py:few", "train": {"epochs": 3, "batch": 32}}
+    plain["data_args"] = {"train": 300, "tune": 60, "judge": 400}
     return Recipe.model_validate({**plain, "capacity": {**ladder, **changes}})
 
 

@@ -10,23 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_ladder import NET
 
 from compressor.capacity.study import run_capacity
 from compressor.errors import DataError, UsageError
 from compressor.recipe import Recipe, parse_recipe
-
-NET = """
-from torch import nn
-
-def net(width=8):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
-
-def few():
-    from compressor.sources.data import load_data
-    data = load_data("digits")
-    one = lambda samples, count: samples.take(range(count)).batch(range(count))
-    return {"train": one(data.train, 200), "tune": one(data.tune, 40), "judge": one(data.judge, 200)}
-"""
 
 
 def recipe(**changes: Any) -> Recipe:
