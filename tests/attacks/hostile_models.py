@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -57,6 +58,46 @@ def _grown(sizes: list[int]) -> onnx.ModelProto:
     return _model(["n", 6], [fill, total, helper.make_node("Add", ["x", "t"], ["y"])], [shape])
 
 
+def _loop(passes: list[int], depth: int = 1, computed: bool = False) -> onnx.ModelProto:
+    """Adds nothing, very often: `passes` is a constant or computed, and the loop holds itself `depth` times."""
+    trips = helper.make_tensor("trips", TensorProto.INT64, [], passes)
+    go_on = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("v", TensorProto.BOOL, [], [True]))
+
+    def nested(left: int) -> onnx.NodeProto:
+        inner = nested(left - 1) if left > 1 else helper.make_node("Identity", [f"a{left}"], [f"b{left}"])
+        if left > 1:
+            inner.input[2], inner.output[0] = f"a{left}", f"b{left}"
+        body = helper.make_graph(
+            [inner, helper.make_node("Identity", [f"c{left}"], [f"d{left}"])], f"body{left}",
+            [helper.make_tensor_value_info(f"i{left}", TensorProto.INT64, []),
+             helper.make_tensor_value_info(f"c{left}", TensorProto.BOOL, []),
+             helper.make_tensor_value_info(f"a{left}", FLOAT, None)],
+            [helper.make_tensor_value_info(f"d{left}", TensorProto.BOOL, []),
+             helper.make_tensor_value_info(f"b{left}", FLOAT, None)],
+        )  # fmt: skip
+        return helper.make_node("Loop", ["often" if computed else "trips", "yes", "x"], ["y"], body=body)
+
+    more = [helper.make_node("Mul", ["trips", "trips"], ["often"])] if computed else []
+    return _model(["n", 6], [go_on, *more, nested(depth)], [trips], ["n", 6])
+
+
+def _unfolding(depth: int, recursive: bool = False) -> onnx.ModelProto:
+    """Functions that call the next smaller one ten times each."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("d", 1)]
+    functions = []
+    for level in range(depth):
+        names = ["x", *(f"t{place}" for place in range(9)), "y"]
+        called, domain = (f"f{level - 1}", "d") if level or recursive else ("Identity", "")
+        called = f"f{depth - 1}" if recursive and not level else called
+        nodes = [helper.make_node(called, [a], [b], domain=domain) for a, b in itertools.pairwise(names)]
+        functions.append(helper.make_function("d", f"f{level}", ["x"], ["y"], nodes, opsets))
+    top = helper.make_node(f"f{depth - 1}", ["x"], ["y"], domain="d")
+    model = _model(["n", 6], [top], [], ["n", 6])
+    model.functions.extend(functions)
+    model.opset_import.append(opsets[1])
+    return model
+
+
 def _identity(shape: list[Any]) -> onnx.ModelProto:
     return _model(shape, [helper.make_node("Identity", ["x"], ["y"])], [], shape)
 
@@ -87,6 +128,11 @@ for _name, _make in {
     "an input of a petabyte": partial(_identity, ["n", 2**20, 2**28]),
     "an input without numbers": partial(_identity, ["n", 0]),
     "a tensor of terabytes while it runs": partial(_grown, [2**20, 2**20]),
+    "a loop without end": partial(_loop, [2**62]),
+    "loops in loops": partial(_loop, [5000], depth=4),
+    "a loop as long as its numbers say": partial(_loop, [2**31], computed=True),
+    "functions of functions": partial(_unfolding, 9),
+    "functions that call each other": partial(_unfolding, 3, recursive=True),
     "an operator of a foreign library": lambda: _model(
         ["n", 6], [helper.make_node("Evil", ["x"], ["y"], domain="evil.so")], []
     ),
