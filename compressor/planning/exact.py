@@ -29,6 +29,7 @@ from compressor.planning.claims import (
     find_claims,
 )
 from compressor.planning.fresh import batched, fresh_inputs, sample_count, taken
+from compressor.planning.gates import shut
 from compressor.planning.reading import RowStore, spots, visit_taps
 from compressor.planning.transplant import wired_alike
 from compressor.records import Finding
@@ -164,7 +165,10 @@ class _Search:
         self.first, self.second = taken(inputs, order[:half]), taken(inputs, order[-half:])
         self.unread = unread(net, graph)
         self.twins = twins(net, graph)
-        self.unmoved = unmoved(net, graph, recorded_pair(net, inputs)) if self.groups else self.unread
+        self.unmoved = self.unread
+        if self.groups:
+            self.unmoved = unmoved(net, graph, recorded_pair(net, inputs))
+            self.unmoved |= shut(net, graph, self.layouts, batched(self.first, BATCH))
         self.effort = effort
         self.judged = 0
 
