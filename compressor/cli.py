@@ -17,8 +17,30 @@ import typer
 from rich.console import Console
 
 from compressor.errors import CompressorError, UsageError
+from compressor.flags import (
+    Align,
+    Checkpoint,
+    Confidence,
+    DataOption,
+    Device,
+    Exact,
+    Force,
+    Json,
+    Keep,
+    KeepFailed,
+    MaxDrop,
+    MetricOption,
+    MetricRange,
+    Model,
+    Out,
+    Recover,
+    Resume,
+    Seed,
+    Shape,
+    Trust,
+    Unlabelled,
+)
 from compressor.launch import launched
-from compressor.sources.consent import trusting
 from compressor.stopping import Stopped, stoppable
 
 app = typer.Typer(
@@ -31,85 +53,6 @@ _given: list[str] = []
 """The command line that `main` was called with, for the record."""
 FAULT = 70
 """Exit code of an error that is ours: 1 would say that a verdict failed."""
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, onnx:FILE, file.py:factory, module:factory or a bundle",
-    ),
-]
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        help="digits, fashion-mnist, cifar10, cifar100, imagefolder:DIR, npz:FILE, csv:FILE or file.py:factory",
-    ),
-]
-Checkpoint = Annotated[
-    str | None, typer.Option("--checkpoint", metavar="FILE", help="weights: safetensors, .pt or .pth state dict")
-]
-Out = Annotated[str, typer.Option("--out", metavar="DIR", help="output folder")]
-MaxDrop = Annotated[float, typer.Option("--max-drop", help="allowed accuracy drop in percentage points")]
-Confidence = Annotated[float, typer.Option("--confidence", help="confidence of the verdict")]
-Keep = Annotated[
-    str | None,
-    typer.Option("--keep", metavar="params=0.35|macs=0.5|latency=0.4", help="fix the size instead of searching it"),
-]
-Exact = Annotated[bool, typer.Option("--exact", help="lossless: remove only what is certified")]
-Align = Annotated[
-    str, typer.Option("--align", metavar="auto|N", help="widths in multiples of the runtime's block; 1 switches it off")
-]
-Recover = Annotated[
-    str | None,
-    typer.Option(
-        "--recover", metavar="8ep|5min|400st",
-        help="learn the original's outputs again, without labels: epochs or steps for each candidate, or minutes for "
-        "the run (shared by the candidates that a search may build), turned into a number of steps that is recorded",
-    ),
-]  # fmt: skip
-Unlabelled = Annotated[
-    str | None, typer.Option("--unlabelled", metavar="DATA", help="more inputs for --recover; labels are not read")
-]
-MetricOption = Annotated[
-    str | None,
-    typer.Option(
-        "--metric", metavar="path.py:function",
-        help="judge by function(outputs, targets) -> one score per sample, higher is better, instead of accuracy",
-    ),
-]  # fmt: skip
-MetricRange = Annotated[
-    str | None, typer.Option("--metric-range", metavar="0,1", help="lowest and highest score; drops are percent of it")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
-Seed = Annotated[int, typer.Option("--seed", help="seed of every random choice")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or return its finished result")]
-Force = Annotated[bool, typer.Option("--force", help="replace an earlier result in this folder")]
-KeepFailed = Annotated[bool, typer.Option("--keep-failed", help="export even if the verdict failed")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]
-
-
-def _consent(context: typer.Context, given: bool) -> bool:
-    """Consent lasts as long as the command runs."""
-    if given:
-        context.with_resource(trusting(True, _tell))
-    return given
-
-
-def _tell(code: str) -> None:
-    typer.echo(f"Runs the code that you trusted: {code}", err=True)
-
-
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust-source",
-        callback=_consent,
-        help="run Python code that only the bundle or record names; shows its sha256",
-    ),
-]
-Shape = Annotated[str | None, typer.Option("--input", metavar="1,28,28", help="a sample's shape, without the batch")]
 
 
 def _emit(plain: Any, view: Callable[[], Any], as_json: bool) -> None:
