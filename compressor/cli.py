@@ -101,7 +101,7 @@ def compress(
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")],
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="output folder (or the recipe's)")] = None,
-    resume: Resume = False, force: Force = False, as_json: Json = False,
+    resume: Resume = False, force: Force = False, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Run a recipe: train the network if it says so, compress it, judge it, export it; or compare methods."""
     from compressor.jobs import from_recipe
@@ -146,7 +146,7 @@ def _run_study(study: Study, content: Any, base: Path, out: str, resume: bool, f
 @app.command()
 def capacity(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")],
-    out: Out, resume: Resume = False, force: Force = False, as_json: Json = False,
+    out: Out, resume: Resume = False, force: Force = False, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Measure a ladder of networks of growing width beside its nulls, and judge the published claims."""
     from compressor.recipe import load_recipe

@@ -82,7 +82,7 @@ Trust = Annotated[
     typer.Option(
         "--trust-source",
         callback=_consent,
-        help="run Python code that only the bundle or record names; shows its sha256",
+        help="run Python code that only the bundle, record or recipe names; shows its sha256",
     ),
 ]
 Shape = Annotated[str | None, typer.Option("--input", metavar="1,28,28", help="a sample's shape, without the batch")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from compressor.errors import UsageError
+from compressor.sources.consent import refuse_unknown_of_recipe
 from compressor.sources.factories import meant
 from compressor.training.initial import Initialisation
 from compressor.training.loop import TrainOptions
@@ -181,6 +182,14 @@ class Recipe(Section):
             _with_query(self.data, {**self.data_args, **(data or {})}),
         )
 
+    def specs(self) -> Iterator[str]:
+        """Everything in it that can name Python code, with its arguments."""
+        settings = () if self.capacity is None else self.capacity.settings.values()
+        for setting in (SettingSection(), *settings):
+            yield from self.spec_of(model=setting.model_args, data=setting.data_args)
+        yield from [] if self.compress.unlabelled is None else [self.compress.unlabelled]
+        yield from [] if self.compare is None else self.compare.methods.values()
+
     @property
     def model_spec(self) -> str:
         """`model` with `model_args` in the form of the command line."""
@@ -195,13 +204,17 @@ class Recipe(Section):
 def load_recipe(name_or_path: str | Path) -> tuple[Recipe, Path]:
     """The recipe in a file, or the shipped one of that name, and the folder its paths are relative to.
 
-    Raises UsageError that names the key for anything that is not as the schema says.
+    Raises UsageError that names the key for anything that is not as the schema says, and SourceError for code that is
+    neither the user's own nor trusted (`refuse_unknown_of_recipe`); recipes of the package are trusted.
     """
     path = _find(str(name_or_path))
     size = path.stat().st_size
     if size > SIZE_LIMIT:
         raise UsageError(f"recipe {path}", f"{size} bytes", f"at most {SIZE_LIMIT}", "give a recipe.")
-    return parse_recipe(path.read_bytes(), str(path)), path.parent
+    recipe = parse_recipe(path.read_bytes(), str(path))
+    if path not in {shipped.resolve() for shipped in shipped_recipes().values()}:
+        refuse_unknown_of_recipe(recipe.specs(), str(path), path.parent)
+    return recipe, path.parent
 
 
 def parse_recipe(text: str | bytes, where: str) -> Recipe:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from compressor import recipe as recipes
-from compressor.errors import UsageError
+from compressor.errors import SourceError, UsageError
 from compressor.recipe import load_recipe, parse_recipe, recipe_schema, resolved, shipped_recipes
+from compressor.sources.consent import trusting
 from compressor.sources.models import load_model
 from compressor.training.loop import TrainOptions
 
@@ -70,6 +71,7 @@ def test_not_even_a_mapping():
 
 
 def test_files_names_and_sizes(tmp_path: Path):
+    (tmp_path / "net.py").write_text("")
     (tmp_path / "mine.yaml").write_text(MINIMAL)
     recipe, base = load_recipe(tmp_path / "mine.yaml")
     assert recipe.model == "net.py:net"
@@ -125,3 +127,26 @@ def test_schema_and_resolved_form():
     assert schema["additionalProperties"] is False
     plain = resolved(load_recipe("quickstart")[0])
     assert recipes.Recipe.model_validate(plain) == load_recipe("quickstart")[0]
+
+
+def test_code_that_is_not_beside_the_recipe_needs_consent(tmp_path, monkeypatch):
+    (tmp_path / "deep" / "recipes").mkdir(parents=True)
+    for place in ("nets.py", "deep/nets.py", "deep/recipes/nets.py"):
+        (tmp_path / place).write_text("def net():\n    raise AssertionError\n")
+    recipe = tmp_path / "deep" / "recipes" / "r.yaml"
+    for near in ("nets.py:net", "../nets.py:net"):
+        recipe.write_text(f"model: {near}\ndata: digits\n")
+        assert load_recipe(recipe)[0].model == near
+    recipe.write_text("model: ../../nets.py:net?width=2\ndata: digits\n")
+    with pytest.raises(SourceError, match=r"not named yourself.*nets.py:net.*width=2.*sha256.*--trust-source"):
+        load_recipe(recipe)
+    told: list[str] = []
+    with trusting(True, told.append):
+        load_recipe(recipe)
+    assert "sha256" in told[0]
+    load_recipe(recipe)  # named now, in this process
+    recipe.write_text("model: ../../nets.py:net?width=3\ndata: digits\n")
+    with pytest.raises(SourceError):
+        load_recipe(recipe)
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(recipe)[0].model_spec.endswith("width=3")

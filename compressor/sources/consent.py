@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.machinery import PathFinder
@@ -112,6 +112,22 @@ def refuse_unknown_spec(spec: str, named_in: str, base: Path | None = None) -> N
     if head.partition(":")[0] in _NO_CODE or (folder / "manifest.json").is_file():
         return
     refuse_unknown_factory(head, arguments, named_in, base)
+
+
+def refuse_unknown_of_recipe(specs: Iterable[str], recipe: str, base: Path) -> None:
+    """SourceError for Python code that a recipe names and that is not the user's own, by all that can be told.
+
+    A recipe is run for the code beside it: files in its folder, the folder above or the working directory pass.
+    A file elsewhere, or an installed package (`subprocess:getoutput`), could be put to any use by who wrote the recipe.
+    """
+    own = {base.resolve(), base.resolve().parent, Path.cwd().resolve()}
+    for spec in specs:
+        head = spec.partition("?")[0]
+        if head.partition(":")[0] in _NO_CODE:
+            continue
+        factory = find_factory(head, base)
+        if factory is not None and not (factory.is_file and Path(factory.place).parent in own):
+            refuse_unknown_spec(spec, f"recipe {recipe}: '{head}'", base)
 
 
 def _key(factory: Factory, arguments: Mapping[str, Argument]) -> str:

@@ -56,6 +56,29 @@ for _name, _text in {
     added("YAML", _name, partial(_recipe, text=_text), 2)
 
 
+_MKDIR = f"os:mkdir?path={CANARY}"
+for _name, _text in {
+    "a model of an installed package": f"model: {_MKDIR}\ndata: digits\n",
+    "a model's arguments elsewhere": f"model: os:mkdir\nmodel_args: {{path: {CANARY}}}\ndata: digits\n",
+    "data of an installed package": f"model: torchvision:resnet18?weights=none\ndata: {_MKDIR}\n",
+    "a method of an installed package": f"{_WHOLE}compare: {{methods: {{x: '{_MKDIR}'}}, sizes: [0.5]}}\n",
+    "unlabelled data of an installed package": f"{_WHOLE}compress: {{recover: 1ep, unlabelled: '{_MKDIR}'}}\n",
+    "a setting of a ladder": f"model: os:mkdir\ndata: digits\ncapacity: {{widths: [1, 2], settings: "
+    f"{{a: {{model_args: {{path: {CANARY}}}}}}}}}\n",
+    "a file of the standard library": f"model: {os.__file__}:mkdir?path={CANARY}\ndata: digits\n",
+    "a file of another folder": "model: ../../elsewhere/evil.py:net\ndata: digits\n",
+}.items():
+    added("YAML", _name, partial(_recipe, text=_text))
+
+
+@attack("YAML")
+def a_link_to_a_file_of_another_folder(folder: Path) -> list[str]:
+    (folder / "other").mkdir()
+    (folder / "other" / "evil.py").write_text(EVIL)
+    (folder / "near.py").symlink_to(folder / "other" / "evil.py")
+    return _recipe(folder, "model: near.py:net\ndata: digits\n")
+
+
 def _weights() -> bytes:
     """A safetensors file with one tensor `weight` of shape (4, 6)."""
     header = json.dumps({"weight": {"dtype": "F32", "shape": [4, 6], "data_offsets": [0, 96]}}).encode()
