@@ -20,7 +20,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="digits, fashion-mnist, cifar10, cifar100, imagefolder:DIR, npz:FILE, csv:FILE or file.py:factory",
+        help="digits, fashion-mnist, cifar10, cifar100, imagefolder:DIR, npz:FILE, csv:FILE, text:FILE, "
+        "hfdata:NAME_OR_FOLDER or file.py:factory",
     ),
 ]
 Checkpoint = Annotated[

@@ -8,11 +8,11 @@ from typing import Any
 
 from compressor.errors import DataError, SourceError, UsageError
 from compressor.sources.consent import named_by_user
-from compressor.sources.factories import Argument, find_factory, meant, split_query
-from compressor.sources.named import NAMED, image_folder, imagenet_transform
+from compressor.sources.factories import find_factory, meant, split_query
+from compressor.sources.named import NAMED
 from compressor.sources.samples import Samples, as_samples, joined
+from compressor.sources.schemes import FORMS, SCHEMES, Asked
 from compressor.sources.splits import Data, complete, split_whole, with_unlabelled
-from compressor.sources.tables import npz, pictures
 
 
 def load_data(
@@ -24,9 +24,10 @@ def load_data(
 ) -> Data:
     """The data that a DATA spec names, with every part.
 
-    `digits`, `fashion-mnist`, `cifar10`, `cifar100`, `imagefolder:DIR?size=128` or `csv:FILE?size=128` (these two use
-    `transform`), `npz:FILE`, or a factory
-    `path/file.py:name?k=v` / `package.module:name`: it returns a Dataset of (input, label), a pair
+    `digits`, `fashion-mnist`, `cifar10`, `cifar100`; `imagefolder:DIR?size=128`, `csv:FILE?size=128`,
+    `text:FILE?tokenizer=FOLDER`, `hfdata:NAME_OR_FOLDER` (these prepare their samples with
+    `transform` where it fits them and nothing else was said); `npz:FILE`; or a factory `path/file.py:name?k=v` /
+    `package.module:name`: it returns a Dataset of (input, label), a pair
     (inputs, labels), or a mapping with any of train, calibrate, tune and judge to such. What is missing is
     split off by content (`seed` chooses another cut). Relative paths start at `base`. Raises SourceError for
     what cannot be found, DataError for what cannot be worked with, UsageError for a malformed spec.
@@ -41,19 +42,11 @@ def load_data(
 
 
 def _found(spec: str, base: Path | None, transform: Callable[[Any], Any] | None) -> Any:
-    """What a folder of images, a table or a factory gives."""
+    """What a scheme (a folder of images, a table, ...) or a factory gives."""
     head, arguments = split_query(spec)
-    scheme, colon, rest = head.partition(":")
-    if scheme == "imagefolder" and colon:
-        return image_folder((base or Path.cwd()) / Path(rest).expanduser(), transform, **_sizes(spec, arguments))
-    if scheme == "npz" and colon:
-        if arguments:
-            raise UsageError(f"data {spec!r}", "arguments for npz", f"`{head}` alone", "leave them out.")
-        return npz((base or Path.cwd()) / Path(rest).expanduser())
-    if scheme == "csv" and colon:
-        size = _sizes(spec, arguments, ("size",)).get("size")
-        prepare = transform if transform is not None and size is None else imagenet_transform(size or 224)
-        return pictures((base or Path.cwd()) / Path(rest).expanduser(), prepare)
+    scheme, colon, place = head.partition(":")
+    if scheme in SCHEMES and colon:
+        return SCHEMES[scheme](Asked(spec, place, arguments, base or Path.cwd(), transform))
     factory = find_factory(head, base)
     if factory is None:
         raise _no_such_data(spec, head)
@@ -98,22 +91,12 @@ def data_of(
     return complete(given, "objects", seed)
 
 
-def _sizes(spec: str, arguments: Mapping[str, Argument], known: tuple[str, ...] = ("size", "limit")) -> dict[str, int]:
-    for key, value in arguments.items():
-        if key not in known:
-            hint = meant(key, list(known)) or "leave it out."
-            raise UsageError(f"data {spec!r}", f"argument {key!r}", " or ".join(f"`{one}`" for one in known), hint)
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"data {spec!r}", f"{key}={value!r}", "a positive whole number", f"{key}=224")
-    return {key: value for key, value in arguments.items() if isinstance(value, int)}
-
-
 def _no_such_data(spec: str, head: str) -> SourceError:
     hint = "for a folder of images: imagefolder:DIR." if Path(head).is_dir() else meant(head, list(NAMED))
     return SourceError(
         f"data {spec!r}",
         "nothing of that name",
-        f"{', '.join(NAMED)}, imagefolder:DIR, npz:FILE, csv:FILE, path/file.py:factory or package.module:factory",
+        f"{', '.join(NAMED)}, {FORMS}, path/file.py:factory or package.module:factory",
         hint or "see `compressor compress --help`.",
     )
 

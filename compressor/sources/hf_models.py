@@ -17,6 +17,7 @@ from compressor.errors import SourceError
 from compressor.sources.built import Built, bounded, needed, short, spelled
 from compressor.sources.factories import Argument, meant
 from compressor.sources.network import impatient
+from compressor.sources.words import library_tokens, resized
 
 _CONFIG_LIMIT = 2**20
 _ATTENTION = ("sdpa", "eager")
@@ -62,7 +63,7 @@ def load(spec: str, name: str, given: dict[str, Argument], pretrained: bool, bas
         f"hf:{named}{spelled(given)}",
         input_shape=_shape(config) if not reads_tokens else (min(16, _longest(config)),),
         vocabulary=getattr(config, "vocab_size", None) if reads_tokens else None,
-        transform=_transform(transformers, where, folder) if local and not reads_tokens else None,
+        transform=_transform(transformers, where, folder, config if reads_tokens else None) if local else None,
         trained=(wanted and not missing) or not pretrained,
     )
 
@@ -167,13 +168,24 @@ def _shape(config: Any) -> tuple[int, ...] | None:
     return (channels, *size) if isinstance(size, (list, tuple)) and len(size) == 2 else None
 
 
-def _longest(config: Any) -> int:
+def _longest(config: Any, otherwise: int = 16) -> int:
+    """Most tokens of a text, of configurations that say it; Roberta's kin count from behind the padding's number."""
     found = getattr(config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else 16
+    if not isinstance(found, int) or found <= 0:
+        return otherwise
+    kin = ("roberta", "xlm-roberta", "camembert")
+    return found - 1 - (config.pad_token_id or 0) if getattr(config, "model_type", "") in kin else found
 
 
-def _transform(transformers: Any, where: str, folder: Path) -> Callable[[Any], Any] | None:
-    """Image -> input as the folder's preprocessor_config.json says."""
+def _transform(transformers: Any, where: str, folder: Path, reader: Any) -> Callable[[Any], Any] | None:
+    """Image -> input as the folder's preprocessor_config.json says; of a network that reads tokens (`reader` is its
+    configuration) text -> input by the folder's tokenizer."""
+    if reader is not None:
+        try:
+            tokens = library_tokens(str(folder), None, where)
+        except SourceError:  # told where texts ask for it: the network runs on other data without it
+            return None
+        return resized(tokens, min(tokens.length, _longest(reader, tokens.length)))
     if not (folder / "preprocessor_config.json").is_file():
         return None
     try:

@@ -128,6 +128,11 @@ def image_folder(
             "the same classes in each, as labels are numbered by them",
             "remove empty or foreign folders.",
         )
+    return parts_of_splits(sets)
+
+
+def parts_of_splits(sets: Mapping[str, Any]) -> Parts:
+    """`train`, `val` and `test` as parts of a run's data: `test` judges and `val` tunes; a lone one of them judges."""
     parts = {"train": sets["train"]} if "train" in sets else {}
     if "test" in sets and "val" in sets:
         return {**parts, "tune": sets["val"], "judge": sets["test"]}

@@ -1,10 +1,10 @@
-"""Data in files of tables: `.npz` archives of arrays, and CSV lists of pictures."""
+"""Data in files of tables: `.npz` archives of arrays, and CSV lists of pictures or texts."""
 
 from __future__ import annotations
 
 import csv
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +57,53 @@ def _pair(arrays: Mapping[str, np.ndarray], prefix: str) -> Any:
     return torch.as_tensor(x.astype(np.float32) if x.dtype == np.float64 else x) if y is None else (x, y)
 
 
-class Pictures(Dataset[Any]):
-    """Pictures by their paths, with labels where there are any."""
+class Listed(Dataset[Any]):
+    """What a file lists (paths of pictures, texts), prepared when it is asked for, with labels where there are any."""
 
-    def __init__(self, paths: list[Path], labels: list[Any] | None, transform: Callable[[Any], Any]) -> None:
-        self.paths, self.labels, self.transform = paths, labels, transform
+    def __init__(self, items: Sequence[Any], labels: list[Any] | None, prepare: Callable[[Any], Any]) -> None:
+        self.items, self.labels, self.prepare = items, labels, prepare
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.items)
 
     def __getitem__(self, place: int) -> Any:
-        from PIL import Image
-
-        with Image.open(self.paths[place]) as picture:
-            image = self.transform(picture.convert("RGB"))
-        return image if self.labels is None else (image, self.labels[place])
+        prepared = self.prepare(self.items[place])
+        return prepared if self.labels is None else (prepared, self.labels[place])
 
 
-def pictures(path: Path, transform: Callable[[Any], Any]) -> Pictures:
+def pictures(path: Path, transform: Callable[[Any], Any]) -> Listed:
     """The pictures that a CSV file lists: columns `path` (relative to the file) and, if there are labels, `label`.
 
     Labels are class numbers; words are numbered in alphabetical order, numbers with a point are targets. Raises
     SourceError for a file that cannot be read or lists a missing picture, DataError for other columns.
     """
     where = f"data 'csv:{path}'"
+    words, labels = _columns(where, path, "path")
+    paths = [path.parent / word for word in words]
+    missing = next((place for place, found in enumerate(paths) if not found.is_file()), None)
+    if missing is not None:
+        raise SourceError(
+            f"{where}, line {missing + 2}", f"no file '{paths[missing]}'", "pictures by paths relative to the CSV file",
+            "correct the path.",
+        )  # fmt: skip
+
+    def opened(place: Path) -> Any:
+        from PIL import Image
+
+        with Image.open(place) as picture:
+            return transform(picture.convert("RGB"))
+
+    return Listed(paths, labels, opened)
+
+
+def texts(path: Path, tokens: Callable[[str], Any]) -> Listed:
+    """The texts of a CSV file: columns `text` and, if there are labels, `label` (as `pictures`). Raises as it does."""
+    words, labels = _columns(f"data 'text:{path}'", path, "text")
+    return Listed(words, labels, tokens)
+
+
+def _columns(where: str, path: Path, column: str) -> tuple[list[str], list[Any] | None]:
+    """One column of a CSV file, and its labels as numbers."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -88,22 +111,15 @@ def pictures(path: Path, transform: Callable[[Any], Any]) -> Pictures:
             rows = [row for _, row in zip(range(_ROWS_LIMIT), reader, strict=False)]
     except (OSError, UnicodeError, csv.Error) as error:
         raise SourceError(where, f"{type(error).__name__}: {error}", "a CSV file", "check the path.") from error
-    if "path" not in columns or not rows:
+    if column not in columns or not rows:
         got = f"columns {', '.join(map(str, columns))[:200] or 'none'}, {len(rows)} rows"
-        raise DataError(where, got, "columns `path` and `label`, and rows", "write them in the first line.")
-    paths = [path.parent / str(row["path"]) for row in rows]
-    missing = next((place for place, found in enumerate(paths) if not found.is_file()), None)
-    if missing is not None:
-        raise SourceError(
-            f"{where}, line {missing + 2}", f"no file '{paths[missing]}'", "pictures by paths relative to the CSV file",
-            "correct the path.",
-        )  # fmt: skip
+        raise DataError(where, got, f"columns `{column}` and `label`, and rows", "write them in the first line.")
     labels = [row.get("label") for row in rows] if "label" in columns else None
-    return Pictures(paths, None if labels is None else _labels(where, labels), transform)
+    return [str(row[column]) for row in rows], None if labels is None else numbered(where, labels)
 
 
-def _labels(where: str, words: list[str | None]) -> list[Any]:
-    """Numbers from words."""
+def numbered(where: str, words: Sequence[str | None]) -> list[Any]:
+    """Numbers from words: class numbers, targets, or places in alphabetical order. DataError for an empty one."""
     empty = next((place for place, word in enumerate(words) if not (word or "").strip()), None)
     if empty is not None:
         raise DataError(f"{where}, line {empty + 2}", "no label", "a label in every row, or no such column", "add it.")
