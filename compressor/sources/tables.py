@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,15 @@ from compressor.errors import DataError, SourceError
 PARTS = ("calibrate", "tune", "judge", "train")
 NPZ_LIMIT = 8 * 1024**3
 """Bytes of an archive's arrays at most."""
+MOST_UNFOLDED, SMALL = 100, 256 * 1024**2
+"""How many times its own size an archive may hold, from so many bytes on: only blank data packs better."""
 _ROWS_LIMIT = 5_000_000
+
+_UNREADABLE = (
+    OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, MemoryError, NotImplementedError,
+    TokenError, SyntaxError, TypeError, RecursionError, OverflowError,
+)  # fmt: skip
+"""What zipfile and numpy raise for files that are none of theirs."""
 
 
 def npz(path: Path) -> Any:
@@ -31,15 +41,22 @@ def npz(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > NPZ_LIMIT:
-            raise SourceError(where, f"{size:,} bytes of arrays", f"at most {NPZ_LIMIT:,}", "give a smaller part.")
+        if size > NPZ_LIMIT or (size > SMALL and size > MOST_UNFOLDED * path.stat().st_size):
+            expected = f"at most {NPZ_LIMIT:,}, and {MOST_UNFOLDED} times the file's own size"
+            raise SourceError(where, f"{size:,} bytes of arrays", expected, "give a smaller part, or np.savez's file.")
         with np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise SourceError(
             where, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "arrays as np.savez writes them",
             "write it again: np.savez('data.npz', x=inputs, y=labels).",
         ) from error  # fmt: skip
+    for name, found in arrays.items():
+        plain = isinstance(found, np.ndarray) and found.dtype.kind in "fiub" and found.dtype.itemsize <= 8
+        if not plain or found.ndim == 0:
+            got = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "no array"
+            raise DataError(f"{where}, '{name}'", got, "numbers, one row for each sample", "write it with np.savez.")
+        arrays[name] = found.astype(found.dtype.newbyteorder("="), copy=False)
     known = {"x", "y", *(f"{part}_{kind}" for part in PARTS for kind in ("x", "y"))}
     names = {name.rpartition("_")[0] for name in arrays}
     without = [name for name in names if f"{name}_x".lstrip("_") not in arrays]

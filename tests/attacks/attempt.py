@@ -24,6 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "report"), str(HE
 
 import hostile_checkpoints  # noqa: E402, F401
 import hostile_models  # noqa: E402, F401
+import hostile_tables  # noqa: E402, F401
 import hostile_texts  # noqa: E402, F401
 from corpus import ATTACKS, CANARY, Attack  # noqa: E402
 

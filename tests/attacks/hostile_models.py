@@ -160,7 +160,7 @@ for _name, _content in {
     added("ONNX", f"a file of {_name}", partial(_raw, content=_content))
 
 
-def _png(width: int, height: int) -> bytes:
+def png(width: int, height: int) -> bytes:
     """A picture that says how large it is, and holds next to nothing."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -179,7 +179,7 @@ def _folder_of(folder: Path, content: bytes) -> list[str]:
 
 
 for _name, _content in {
-    "of 60,000 x 60,000 pixels": _png(60_000, 60_000), "of 2^31 pixels a side": _png(2**31 - 1, 2**31 - 1),
-    "that is cut": _png(30, 30)[:40], "that is none": b"\x89PNG\r\n\x1a\n",
+    "of 60,000 x 60,000 pixels": png(60_000, 60_000), "of 2^31 pixels a side": png(2**31 - 1, 2**31 - 1),
+    "that is cut": png(30, 30)[:40], "that is none": b"\x89PNG\r\n\x1a\n",
 }.items():  # fmt: skip
     added("pictures", f"a picture {_name}", partial(_folder_of, content=_content))

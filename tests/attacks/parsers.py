@@ -7,25 +7,30 @@ import io
 import json
 import struct
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from report_samples import passed
 from safetensors.torch import save
 
 from compressor.errors import CompressorError
 from compressor.export.manifest import parse_manifest
+from compressor.foreign.files import open_session
 from compressor.options import parse_align, parse_keep
 from compressor.recipe import parse_recipe
 from compressor.report.record import validate
 from compressor.sources.checkpoint import load_state
 from compressor.sources.factories import split_query
 from compressor.sources.named import _idx
+from compressor.sources.tables import npz, pictures
 
 Strategy = st.SearchStrategy[Any]
 ODD = st.sampled_from(
@@ -105,6 +110,40 @@ def headers(draw: st.DrawFn) -> bytes:
     return struct.pack("<Q", length) + text + draw(st.binary(max_size=24))
 
 
+def _packed(deflated: bool) -> bytes:
+    stream = io.BytesIO()
+    save_arrays = np.savez_compressed if deflated else np.savez
+    save_arrays(stream, x=np.ones((4, 6), np.float32), y=np.arange(4))
+    return stream.getvalue()
+
+
+@st.composite
+def _arrays(draw: st.DrawFn) -> bytes:
+    """An archive with arrays of this kind under such names."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in draw(
+            st.lists(st.sampled_from(["x", "y", "judge_x", "judge_y", "z", "x.npy"]) | ODD, max_size=3, unique=True)
+        ):
+            kind = draw(st.sampled_from(["<f4", ">i8", "|b1", "|O", "<U3", "<c8", "<M8[s]", "|V3", "?"]))
+            shape = draw(st.lists(st.integers(-1, 4) | st.integers(), max_size=3))
+            said = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': ({''.join(f'{n},' for n in shape)})}}\n"
+            text = (said if draw(st.integers(0, 5)) else draw(st.text(max_size=40))).encode("utf-8", "replace")
+            head = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+            plain = "".join(letter for letter in name if letter.isprintable())  # zipfile writes no others
+            archive.writestr(f"{plain}.npy", head + bytes(draw(st.integers(0, 200))))
+    return stream.getvalue()
+
+
+def _network() -> bytes:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "xy"]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [3, 3], [1.0] * 9)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Relu", ["z"], ["y"])]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
 RECIPE = b"""
 description: a network
 model: net.py:net
@@ -147,6 +186,14 @@ PARSERS = {
     "safetensors": Parser(
         _of_file(load_state, ".safetensors"), headers() | mutated(save({"a": torch.ones(2), "b": torch.zeros(1, 3)}))
     ),
+    "arrays (npz)": Parser(
+        _of_file(lambda path: npz(path), ".npz"), mutated(_packed(True)) | mutated(_packed(False)) | _arrays()
+    ),
+    "pictures (csv)": Parser(
+        _of_file(lambda path: pictures(path, lambda image: image), ".csv"),
+        mutated(b"path,label\nfile.csv,1\nfile.csv,2\n") | st.binary(max_size=60),
+    ),
+    "ONNX": Parser(_of_file(lambda path: open_session(path).get_inputs(), ".onnx"), mutated(_network())),
     "IDX": Parser(
         _of_file(lambda path: _idx(path, 16), ".gz"), mutated(IDX).map(gzip.compress) | mutated(gzip.compress(IDX))
     ),

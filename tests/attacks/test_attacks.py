@@ -12,6 +12,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 
 import hostile_checkpoints  # noqa: E402, F401
 import hostile_models  # noqa: E402, F401
+import hostile_tables  # noqa: E402, F401
 import hostile_texts  # noqa: E402, F401
 from attempts import attempts  # noqa: E402
 from corpus import ATTACKS  # noqa: E402
