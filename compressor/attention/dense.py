@@ -1,6 +1,7 @@
 """Multi-head attention of four linear layers whose widths alone say how many heads and dimensions there are.
 
-Shape letters: N samples, T queries, S keys, H heads, Q query / key dimensions of a head, V value dimensions.
+Shape letters: N samples, T queries, S keys, H heads, K key / value heads, Q query / key dimensions of a head, V value
+dimensions.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from torch.nn import functional as F
 class DenseAttention(nn.Module):
     """softmax(scale · q kᵀ + mask) v per head, then a linear layer over all heads (Vaswani et al. 2017).
 
-    `q`, `k` write H·Q features, `v` writes H·V and `out` reads them, head by head. `scale` (H,) keeps its value
-    whatever Q becomes, and its length is the number of heads: cutting a head cuts an entry. Without `out` the result
-    (N, T, H·V) is what a layer elsewhere reads. Runs on any device, exports to ONNX as matrix products and a softmax.
+    `q` writes H·Q features, `k` K·Q, `v` K·V, and `out` reads H·V, head by head; H / K = `shared` query heads in a row
+    read one key / value head (K = H in most). `scale` (H,) keeps its value whatever Q becomes, and its length is the
+    number of heads: cutting a head cuts an entry. Without `out` the result (N, T, H·V) is what a layer elsewhere
+    reads. Runs on any device, exports to ONNX as matrix products and a softmax.
     """
 
     scale: Tensor
+    shared: int = 1
+    """Query heads for each key / value head; they stay or go together."""
+    turned: bool = False
+    """Positions are turned into queries and keys (rotary): each of their dimensions has its place, and stays."""
     read_by: str | None = None
     """Without `out`: the layer that reads the heads, by its name beside this module."""
 
@@ -33,16 +39,30 @@ class DenseAttention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(N, T, E) outputs and (N, H, T, S) attention; `mask` is added to the logits, broadcast to (N, H, T, S)."""
+        return self.mixed(*self.projected(query, key, value), mask)
+
+    def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, H, T, Q) queries, (N, K, S, Q) keys and (N, K, S, V) values."""
         heads = len(self.scale)
-        q, k, v = (
-            swapped(layer(x).unflatten(-1, (heads, -1)))
-            for layer, x in ((self.q, query), (self.k, key), (self.v, value))
-        )
+        parts = ((self.q, query, heads), (self.k, key, heads // self.shared), (self.v, value, heads // self.shared))
+        q, k, v = (swapped(layer(x).unflatten(-1, (count, -1))) for layer, x, count in parts)
+        return q, k, v
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, *terms: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `attend` returns, from what `projected` does; `terms` are added to the logits one by one."""
+        if self.shared > 1:
+            k, v = (x[:, :, None].expand(-1, -1, self.shared, -1, -1).flatten(1, 2) for x in (k, v))
         logits = (q * self.scale[:, None, None]) @ k.transpose(-2, -1)
-        pattern = torch.softmax(logits if mask is None else logits + mask, -1)
+        for term in terms:
+            logits = logits if term is None else logits + term
+        pattern = torch.softmax(logits, -1)
         mixed = F.dropout(pattern, self.dropout, self.training) @ v
         features = swapped(mixed).flatten(2)
         return (features if self.out is None else self.out(features)), pattern
+
+    def per_head(self) -> Tensor | None:
+        """(H, ·) numbers that each head adds to its logits (position biases), if it does."""
+        return None
 
     @classmethod
     def of(cls, module: nn.Module) -> DenseAttention | str | None:
@@ -56,7 +76,8 @@ class DenseAttention(nn.Module):
     def extra_repr(self) -> str:
         """Heads and dimensions, for people."""
         heads = len(self.scale)
-        return f"heads={heads}, query_dims={self.q.out_features // heads}, value_dims={self.v.out_features // heads}"
+        sizes = self.q.out_features // heads, self.v.out_features * self.shared // heads
+        return f"heads={heads}, shared={self.shared}, query_dims={sizes[0]}, value_dims={sizes[1]}"
 
 
 def swapped(x: Tensor) -> Tensor:

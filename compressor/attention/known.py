@@ -7,12 +7,14 @@ import copy
 import torch
 from torch import nn
 
+from compressor.attention.decoder_form import RotaryAttention
 from compressor.attention.dense import DenseAttention
 from compressor.attention.hf_form import HFAttention
+from compressor.attention.swin_form import SwinAttention
 from compressor.attention.timm_form import TimmAttention
 from compressor.attention.torch_form import TorchAttention
 
-FORMS: tuple[type[DenseAttention], ...] = (TorchAttention, TimmAttention, HFAttention)
+FORMS: tuple[type[DenseAttention], ...] = (TorchAttention, SwinAttention, TimmAttention, HFAttention, RotaryAttention)
 
 
 def dense_form(module: nn.Module) -> DenseAttention | str | None:

@@ -4,7 +4,7 @@ A head's value dimensions matter only through W_o W_v, its query and key dimensi
 two heads with the same such form attend alike, so that their W_o W_v add up. Rank factorisations on rows (never on a
 Gram matrix) bring each product to its rank; what is left over is zero, for every input.
 
-Shape letters: H heads, D dimensions of a head, E input features, O outputs.
+Shape letters: K key / value heads, G query heads for each, D dimensions of a head, E input features, O outputs.
 """
 
 from __future__ import annotations
@@ -63,34 +63,62 @@ def ranked(left: Tensor, right: Tensor, tolerance: float) -> tuple[Tensor, Tenso
 
 
 class _Factors:
-    """The weights of one attention in float64, head by head: (H, D, E + 1) with the bias last; `o` is (H, D, O)."""
+    """The weights of one attention in float64, by key / value head: `k`, `v` (K, D, E + 1) with the bias last, `q`
+    (K, D, G·(E + 1)) and `o` (K, D, G·O) side by side for the G query heads that share it.
+    """
 
     def __init__(self, attention: DenseAttention, reader: nn.Linear) -> None:
-        self.heads = len(attention.scale)
-        self.q, self.k, self.v = (self._read(layer) for layer in (attention.q, attention.k, attention.v))
-        self.o = reader.weight.detach().double().cpu().T.unflatten(0, (self.heads, -1)).clone()
+        self.shared, self.turned = attention.shared, attention.turned
+        self.heads = len(attention.scale) // self.shared
         self.scale = attention.scale.double().cpu()
+        self.k, self.v = (self._read(layer) for layer in (attention.k, attention.v))
+        self.q = self._beside(self._read(attention.q, self.shared))
+        self.o = self._beside(reader.weight.detach().double().cpu().T.unflatten(0, (self.heads * self.shared, -1)))
+        added = attention.per_head()
+        self.added = None if added is None else added.detach().double().cpu()
 
-    def _read(self, layer: nn.Linear) -> Tensor:
+    def _read(self, layer: nn.Linear, times: int = 1) -> Tensor:
         weight = layer.weight.detach().double().cpu()
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double().cpu()
-        return torch.cat([weight, bias[:, None]], 1).unflatten(0, (self.heads, -1)).clone()
+        return torch.cat([weight, bias[:, None]], 1).unflatten(0, (self.heads * times, -1)).clone()
 
-    def alike(self, tolerance: float) -> list[list[int]]:
-        """Heads with the same bilinear form, together. The key's bias moves all logits of a query alike: ignored."""
+    def _beside(self, heads: Tensor) -> Tensor:
+        return heads.unflatten(0, (self.heads, -1)).transpose(1, 2).flatten(2).clone()
+
+    def apart(self, factor: Tensor) -> Tensor:
+        """(K, D, G·X) -> (K·G·D, X): rows as a layer has them."""
+        return factor.unflatten(2, (self.shared, -1)).transpose(1, 2).flatten(0, 2)
+
+    def _forms(self) -> list[Tensor]:
+        """(K, ·) what the logits of a head depend on. The key's bias moves all logits of a query alike: ignored,
+        but where positions are turned into it.
+        """
+        scale = self.scale.reshape(self.heads, 1, -1, 1)
+        q = (scale * self.q.unflatten(2, (self.shared, -1))).flatten(2)
+        added = [] if self.added is None else [self.added.reshape(self.heads, -1)]
+        if self.turned:
+            return [q.flatten(1), self.k.flatten(1), *added]
         generator = torch.Generator().manual_seed(1)
         key = torch.randn(self.k.shape[2] - 1, PROBES, generator=generator, dtype=torch.float64)
-        forms = torch.einsum("h,hde,hdf,fp->hep", self.scale, self.q, self.k[..., :-1], key)
-        sizes = forms.flatten(1).norm(dim=1)
+        return [torch.einsum("hde,hdf,fp->hep", q, self.k[..., :-1], key).flatten(1), *added]
+
+    def alike(self, tolerance: float) -> list[list[int]]:
+        """Heads that attend alike, together."""
+        forms = [(form, form.norm(dim=1)) for form in self._forms()]
+
+        def same(one: int, other: int) -> bool:
+            return all(
+                float((form[one] - form[other]).norm()) <= tolerance * max(float(sizes[one]), float(sizes[other]))
+                for form, sizes in forms
+            )
+
         groups: list[list[int]] = []
         for head in range(self.heads):
-            for group in groups:
-                limit = tolerance * max(float(sizes[head]), float(sizes[group[0]]))
-                if float((forms[head] - forms[group[0]]).norm()) <= limit:
-                    group.append(head)
-                    break
-            else:
+            group = next((group for group in groups if same(head, group[0])), None)
+            if group is None:
                 groups.append([head])
+            else:
+                group.append(head)
         return groups
 
 
@@ -104,7 +132,7 @@ def concentrate(attention: DenseAttention, reader: nn.Linear) -> bool:
     tolerance = TOLERANCE[torch.float64 if reader.weight.dtype == torch.float64 else torch.float32]
     factors = _Factors(attention, reader)
     size = factors.v.shape[1]
-    constant = torch.zeros(factors.o.shape[2], dtype=torch.float64)
+    constant = torch.zeros(len(reader.weight), dtype=torch.float64)
     value_ranks, logit_ranks = [0] * factors.heads, [0] * factors.heads
     for group in factors.alike(tolerance):
         parts = [group]
@@ -115,28 +143,32 @@ def concentrate(attention: DenseAttention, reader: nn.Linear) -> bool:
             if part != group:
                 left, right, shift, rank = ranked(factors.v[part[0]], factors.o[part[0]], tolerance)
             factors.v[part], factors.o[part] = (x.unflatten(0, (len(part), -1)) for x in (left, right))
-            constant += shift
+            constant += shift.unflatten(0, (factors.shared, -1)).sum(0)
             for place, head in enumerate(part):
                 value_ranks[head] = min(max(rank - place * size, 0), size)
     for head in range(factors.heads):
         if value_ranks[head] == 0:
             factors.q[head], factors.k[head] = 0.0, 0.0
-            continue
-        key, query, _, rank = ranked(factors.k[head], factors.q[head], tolerance)
-        factors.q[head], factors.k[head], logit_ranks[head] = query, key, rank
-    if 0 not in value_ranks and max(value_ranks) == size and max(logit_ranks) == factors.q.shape[1]:
+        elif factors.turned:
+            logit_ranks[head] = factors.k.shape[1]
+        else:
+            key, query, _, rank = ranked(factors.k[head], factors.q[head], tolerance)
+            factors.q[head], factors.k[head], logit_ranks[head] = query, key, rank
+    if 0 not in value_ranks and max(value_ranks) == size and max(logit_ranks) == factors.k.shape[1]:
         return False
     _write(attention, reader, factors, constant)
     return True
 
 
 def _write(attention: DenseAttention, reader: nn.Linear, factors: _Factors, constant: Tensor) -> None:
+    numbers = {"q": factors.apart(factors.q), "k": factors.k.flatten(0, 1), "v": factors.v.flatten(0, 1)}
     with torch.no_grad():
-        for layer, numbers in ((attention.q, factors.q), (attention.k, factors.k), (attention.v, factors.v)):
-            layer.weight.copy_(numbers[..., :-1].flatten(0, 1))
+        for leaf, rows in numbers.items():
+            layer: nn.Linear = getattr(attention, leaf)
+            layer.weight.copy_(rows[:, :-1])
             if layer.bias is not None:
-                layer.bias.copy_(numbers[..., -1].flatten())
-        reader.weight.copy_(factors.o.flatten(0, 1).T)
+                layer.bias.copy_(rows[:, -1])
+        reader.weight.copy_(factors.apart(factors.o).T)
         if bool(constant.any()):
             if reader.bias is None:
                 reader.bias = nn.Parameter(torch.zeros_like(reader.weight[:, 0]), reader.weight.requires_grad)

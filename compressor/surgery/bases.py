@@ -48,7 +48,7 @@ def in_balanced_bases(model: nn.Module, statistics: Statistics) -> nn.Module:
     for name, attention in attentions(made).items():
         query, reader = statistics.taps.get(f"{name}.q"), reader_name(made, name)
         with torch.no_grad():
-            if query is not None:
+            if query is not None and not attention.turned and attention.shared == 1:
                 _turn_queries(attention, query)
             if reader is not None and reader in statistics.taps:
                 _turn_values(attention, made.get_submodule(reader), statistics.taps[reader])
@@ -93,16 +93,18 @@ def _turn_queries(attention: DenseAttention, seen: TapStatistics) -> None:
 
 def _turn_values(attention: DenseAttention, reader: nn.Module, seen: TapStatistics) -> None:
     layer: Any = reader
-    heads = len(attention.scale)
+    heads, shared = len(attention.scale), attention.shared
     weight: Tensor = layer.weight.double()
-    moments = _per_head(seen.moments.covariance().to(weight), heads)
-    gradients = _per_head(weight.T @ seen.curvature.to(weight) @ weight, heads)
-    for head in range(heads):
+    moments = _per_head(seen.moments.covariance().to(weight), heads).unflatten(0, (-1, shared)).sum(1)
+    gradients = _per_head(weight.T @ seen.curvature.to(weight) @ weight, heads).unflatten(0, (-1, shared)).sum(1)
+    size = moments.shape[-1]
+    for head in range(heads // shared):
         forward, _ = balancing(moments[head], gradients[head])
         turned, _ = torch.linalg.qr(forward.T)  # the same nested spaces; what is dropped is refitted from what stays
-        rows = slice(head * len(forward), (head + 1) * len(forward))
-        _mix(attention.v, rows, turned.T)
-        layer.weight[:, rows] = (weight[:, rows] @ turned).to(layer.weight)
+        _mix(attention.v, slice(head * size, (head + 1) * size), turned.T)
+        for reading in range(head * shared, (head + 1) * shared):
+            rows = slice(reading * size, (reading + 1) * size)
+            layer.weight[:, rows] = (weight[:, rows] @ turned).to(layer.weight)
 
 
 def _mix(layer: nn.Linear, rows: slice, matrix: Tensor) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from compressor.units.program import Program
 from compressor.units.propagate import operation_name
 
-PRODUCTS = ("convolution", "addmm", "mm")
+PRODUCTS = ("convolution", "addmm", "mm", "bmm")
 NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 
 
@@ -27,13 +28,21 @@ class Landing:
     """True if a constant has a place: the consumer's own bias, or the running mean of that batch norm."""
     once: bool
     """True if the consumer's forward runs once per forward pass of the model."""
+    apart: str | None = None
+    """Its bias, where that is added by an operation of its own: `node` is the output without it."""
 
 
-def _parameter_of(node: object, program: Program) -> str | None:
+TURNS, REPEATS = ("t", "transpose", "permute"), ("expand", "view")
+
+
+def _parameter_of(node: object, program: Program, repeated: bool = False) -> str | None:
+    """The parameter that a weight is, turned; with `repeated` also the one that a batch of weights repeats."""
+    shape = node.meta["val"].shape if isinstance(node, Node) else torch.Size()
     while isinstance(node, Node):
         if node in program.state_nodes:
-            return program.state_nodes[node]
-        if node.op != "call_function" or operation_name(node) not in ("t", "transpose", "permute"):
+            whole = node.meta["val"].numel() == shape[-2:].numel()
+            return program.state_nodes[node] if whole or not repeated else None
+        if node.op != "call_function" or operation_name(node) not in (*TURNS, *(REPEATS if repeated else ())):
             return None
         node = node.all_input_nodes[0]
     return None
@@ -49,15 +58,19 @@ def landings(program: Program) -> list[Landing]:
         name = operation_name(node)
         weight = node.args[2] if name == "addmm" else node.args[1]
         source = node.args[1] if name == "addmm" else node.args[0]
-        parameter = _parameter_of(weight, program)
+        parameter = _parameter_of(weight, program, name == "bmm")
         if parameter is None or not isinstance(source, Node):
             continue
         norm, end = _norm_behind(node, program)
         owner = parameter.rpartition(".")[0]
-        biased = f"{owner}.bias" in program.state_nodes.values()
+        bias = f"{owner}.bias"
+        apart = _bias_behind(node, bias, program) if name in ("mm", "bmm") and norm is None else None
+        end = end if apart is None else apart
+        biased = bias in program.state_nodes.values() and (name not in ("mm", "bmm") or apart is not None)
         once = program.calls.get(owner, 0) == 1
         other = _other_operand(end, place, node)
-        found.append(Landing(owner, node, source, norm, other, biased or norm is not None, once))
+        intercept = biased or norm is not None
+        found.append(Landing(owner, node, source, norm, other, intercept, once, bias if apart is not None else None))
     return found
 
 
@@ -70,6 +83,21 @@ def _norm_behind(node: Node, program: Program) -> tuple[str | None, Node]:
     if mean is None or item is None:
         return None, node
     return mean.rpartition(".")[0], item
+
+
+def _bias_behind(node: Node, bias: str, program: Program) -> Node | None:
+    """The sum with the layer's own bias, where it is added apart (linear layers on feature maps)."""
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if user.op != "call_function":
+            return None
+        if operation_name(user) in ("add", "add_") and len(user.args) == 2 and not user.kwargs:
+            added = [program.state_nodes.get(a) for a in user.args if isinstance(a, Node) and a is not node]
+            return user if added == [bias] else None
+        if operation_name(user) not in ("view", "_unsafe_view"):
+            return None
+        node = user
+    return None
 
 
 def _other_operand(end: Node, place: dict[Node, int], product: Node) -> Node | None:

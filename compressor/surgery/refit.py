@@ -103,14 +103,14 @@ class Refit:
 
     def _fit(self, spot: Landing, tap: Tap) -> None:
         module: Any = self.small.get_submodule(spot.module)
-        samples = sum(len(self.left.value(spot.source, i)) for i in range(len(self.left.values)))
+        samples = sum(len(in_rows(tap, self.left.value(spot.source, i))) for i in range(len(self.left.values)))
         reader = TapReader(tap, module, samples, self.seed, geometry_of(spot, module) if tap.kind == "conv" else None)
         by_output = reader.per_kernel or tap.kind == "linear"
         rows = self.rows.get(spot.module)
         sums: PairedSums | None = None
         start = 0
         for i in range(len(self.left.values)):
-            x = self.right.value(self.twin[spot.source], i)
+            x = in_rows(tap, self.right.value(self.twin[spot.source], i))
             ids = torch.arange(start, start + len(x), device=x.device)
             start += len(x)
             pair = (
@@ -133,7 +133,9 @@ class Refit:
         self, spot: Landing, tap: Tap, reader: TapReader, ids: Tensor, chunk: int, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """What the consumer reads now, and what it should give: its original pre-activation, plus the skip's error."""
-        x, y = self.right.value(self.twin[spot.source], chunk), self.left.value(spot.node, chunk)
+        x = in_rows(tap, self.right.value(self.twin[spot.source], chunk))
+        y = in_rows(tap, self.left.value(spot.node, chunk))
+        y = y if spot.apart is None else y + self.left.state[spot.apart]
         y = y if rows is None else y.index_select(1, rows.to(y.device))
         if spot.other is not None:
             y = self._corrected(spot, y, chunk, rows)
@@ -199,6 +201,11 @@ class Refit:
         usable = slope.abs() > 1e-3 * slope.abs().max()  # where the norm's scale is ~0 nothing can be corrected
         factor = torch.where(usable, std / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(std))
         return y + error * factor.reshape([1, -1] + [1] * (y.dim() - 2))
+
+
+def in_rows(tap: Tap, value: Tensor) -> Tensor:
+    """What a linear layer reads or writes as (rows, features); of other layers as it is."""
+    return value.flatten(0, -2) if tap.kind == "linear" else value
 
 
 def geometry_of(spot: Landing, module: Any) -> Geometry:

@@ -33,6 +33,8 @@ class Layout:
 
     pattern: np.ndarray
     role: Role
+    frozen: str | None = None
+    """Why none of them may go."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from compressor.attention.dense import DenseAttention
 from compressor.units.graph import Group, Layout, Pairing, Role, UnitGraph
 
 View = Literal["dimensions", "heads"]
+TURNED = "query and key dimensions with rotary positions"
 
 
 def attentions(model: nn.Module) -> dict[str, DenseAttention]:
@@ -25,17 +26,23 @@ def attentions(model: nn.Module) -> dict[str, DenseAttention]:
 
 
 def layouts(model: nn.Module, view: View) -> dict[str, Layout]:
-    """Weight -> how its rows are units. A query dimension is read by the rows of the key's weight."""
+    """Weight -> how its rows are units. A query dimension is read by the rows of the key's weight; seen as heads, all
+    query heads that share a key / value head are one unit with it.
+    """
     found: dict[str, Layout] = {}
     for name, attention in attentions(model).items():
         heads = len(attention.scale)
-        for leaf, layer in (("q", attention.q), ("k", attention.k), ("v", attention.v)):
-            size = layer.out_features // heads
+        several = heads // attention.shared
+        for leaf, layer, count in (("q", attention.q, heads), ("k", attention.k, several), ("v", attention.v, several)):
+            rows = layer.out_features
+            weight = f"{name}.{leaf}.weight"
             if view == "heads":
-                found[f"{name}.{leaf}.weight"] = Layout(np.arange(heads).repeat(size), "produces")
+                found[weight] = Layout(np.arange(several).repeat(rows // several), "produces")
+            elif attention.turned and leaf != "v":
+                found[weight] = Layout(np.arange(rows), "produces", TURNED)
             else:
                 role: Role = "consumes" if leaf == "k" else "produces"
-                found[f"{name}.{leaf}.weight"] = Layout(np.tile(np.arange(size), heads), role)
+                found[weight] = Layout(np.tile(np.arange(rows // count), count), role)
     return found
 
 
@@ -56,7 +63,7 @@ def with_heads(graph: UnitGraph, whole: UnitGraph, model: nn.Module) -> UnitGrap
     placed = [f"{names[n]}.heads" for n in whole.placed if n in names]
     scales = {f"{name}.scale" for name in names.values()}  # a scale belongs to its head, also of a single dimension
     own = (axis for axis in graph.axes if axis.tensor not in scales)
-    queries = {f"{layer}.weight": layer for layer in names}
+    queries = {f"{layer}.weight": layer for layer, name in names.items() if not attentions(model)[name].turned}
     pairings = (Pairing(queries[a.tensor], a.units) for a in graph.axes if a.tensor in queries and a.axis == 0)
     return replace(
         graph,

@@ -26,6 +26,8 @@ def _writes(walk: Walk, name: str, axis: int, size: int, bias: Any) -> Tensor:
     if labels is None and layout is not None:
         labels = walk.families.fresh(int(layout.pattern.max()) + 1)[torch.from_numpy(layout.pattern)]
         walk.found.slot(name, axis, labels, layout.role)
+        if layout.frozen is not None:
+            walk.families.freeze(labels, layout.frozen)
     elif labels is None:
         labels = walk.families.fresh(size)
         walk.found.slot(name, axis, labels, "produces")

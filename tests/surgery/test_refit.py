@@ -148,6 +148,33 @@ class Tokens(nn.Module):
         return self.head(x.mean(1))
 
 
+class Map(nn.Module):
+    """Linear layers on the channels of feature maps, with large biases, which are added by operations of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(1, 8, 1), nn.Linear(8, 20), nn.Linear(20, 8)
+        self.head = nn.Linear(8, 4)
+        nn.init.normal_(self.a.bias, 0.0, 3.0)
+        nn.init.normal_(self.b.bias, 0.0, 3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.b(F.gelu(self.a(x)))
+        return self.head(F.gelu(x).mean((1, 2)))
+
+
+def test_biases_that_are_added_apart_stay() -> None:
+    torch.manual_seed(0)
+    model, x = Map().eval(), torch.randn(400, 1, 4, 4)
+    found = {spot.module: spot for spot in landings(record(model, x[:2]))}
+    assert (found["a"].apart, found["b"].apart, found["head"].apart) == ("a.bias", "b.bias", None)
+    assert found["b"].other is not None
+    small, again = refitted(model, x[:300], 0.7, 100)
+    assert error(model, again, x[300:]) <= 1.1 * error(model, small, x[300:])
+    assert error(model, again, x[300:]) < 0.3
+
+
 class Ups(nn.Module):
     """Through a transposed convolution and a convolution without bias and norm."""
 
