@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -160,7 +161,7 @@ def next_step(record: Record, folder: str = "DIR") -> str:
     """What to do now."""
     found, folder = outcome(record), plain(folder)
     if found == "passed":
-        again = f"compressor verify {folder} --data DATA"
+        again = f"compressor verify {folder} --data {_data_words(record)}"
         return f"compressor.load({folder!r}) gives the network back; judge it again: {again}"
     if found == "failed":
         kept = "" if record.exported else ", or --keep-failed to write it all the same"
@@ -172,6 +173,14 @@ def next_step(record: Record, folder: str = "DIR") -> str:
     if record.mode == "exact":
         return "without --exact, units are removed that cost next to nothing; the verdict says how little"
     return "allow a larger --max-drop, or fix a size with --keep"
+
+
+def _data_words(record: Record) -> str:
+    """The data as they were named on the command line; a recipe's paths are relative to the recipe."""
+    source = record.data.described.get("source")
+    if not isinstance(source, str) or (record.recipe is not None and (":" in source or "/" in source)):
+        return "DATA"
+    return plain(shlex.quote(source))
 
 
 def ablation_sentence(record: Record) -> str | None:
@@ -189,6 +198,8 @@ def ablation_sentence(record: Record) -> str | None:
     if found.together is not None:
         both = f"predicted {number(found.together.predicted)}, measured {number(found.together.measured)} nats"
         said += f"; all {number(found.together.units)} removable units at once: {both}"
+        if found.together.measured > 10 * max(found.together.predicted, 0.0):
+            said += " (single predictions miss what units share: how far to go is decided by measured losses)"
     return said
 
 

@@ -1,10 +1,14 @@
 import pytest
+from report_samples import passed
 
+from compressor.report.record import validate
 from compressor.report.words import (
+    ablation_sentence,
     amount,
     duration,
     file_size,
     interval,
+    next_step,
     number,
     percent,
     plain,
@@ -63,3 +67,22 @@ def test_small_words():
         "cpu",
     )
     assert plain("a\x1b[31mb\n\ud800") == "a?[31mb ?"
+
+
+def test_the_next_command_names_the_data_where_they_are_known():
+    record = passed()
+    assert next_step(validate(record), "small").endswith("verify small --data DATA")
+    record["data"]["described"] = {"source": "my photos.py:load"}
+    assert next_step(validate(record), "small").endswith("--data 'my photos.py:load'")
+    record["recipe"] = {"model": "net.py:net"}  # whose paths are relative to the recipe
+    assert next_step(validate(record), "small").endswith("--data DATA")
+    record["data"]["described"] = {"source": "digits"}
+    assert next_step(validate(record), "small").endswith("--data digits")
+
+
+def test_single_predictions_that_miss_the_whole_are_explained():
+    record = passed()
+    record["ablation"]["together"] = {**record["ablation"]["together"], "predicted": 2e-7, "measured": 9.7e-3}
+    assert "decided by measured losses" in str(ablation_sentence(validate(record)))
+    record["ablation"]["together"] = {**record["ablation"]["together"], "predicted": 9e-3}
+    assert "decided by measured losses" not in str(ablation_sentence(validate(record)))
