@@ -51,11 +51,12 @@ class Recoverer:
     """Recovers candidates by distillation; the first one turns a budget in minutes into steps for all of them."""
 
     def __init__(
-        self, budget: Budget, original: nn.Module, samples: Samples, tune: Samples, *, seed: int, parts: int = 1
-    ) -> None:
-        """`parts` candidates at most share a budget in minutes."""
+        self, budget: Budget, original: nn.Module, samples: Samples, tune: Samples, *, seed: int, parts: int = 1,
+        classes: bool = True,
+    ) -> None:  # fmt: skip
+        """`parts` candidates at most share a budget in minutes; without `classes` answers are numbers."""
         self.budget, self.original, self.samples, self.tune = budget, original, samples, tune
-        self.seed, self.parts = seed, parts
+        self.seed, self.parts, self.classes = seed, parts, classes
         self.options = replace(OPTIONS, batch=min(OPTIONS.batch, batch_size(samples)))
         self.steps: int | None = None
 
@@ -65,8 +66,12 @@ class Recoverer:
         while True:
             try:
                 if self.steps is None:
-                    self.steps = steps_of(self.budget, *given, parts=self.parts, seed=seed, options=self.options)
-                made, about = recover(*given, self.steps, seed=seed, options=self.options, progress=progress)
+                    self.steps = steps_of(
+                        self.budget, *given, parts=self.parts, seed=seed, options=self.options, classes=self.classes
+                    )
+                made, about = recover(
+                    *given, self.steps, seed=seed, options=self.options, progress=progress, classes=self.classes
+                )
                 return made, {"budget": str(self.budget), **about.as_dict()}
             except RuntimeError as error:
                 if not out_of_memory(error) or self.options.batch == 1:

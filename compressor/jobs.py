@@ -38,7 +38,7 @@ def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any)
     asked = recipe.compress
     options = Options(
         asked.max_drop, asked.confidence, parse_keep(asked.keep), asked.exact, asked.align, asked.device, asked.seed,
-        parse_recover(asked.recover),
+        parse_recover(asked.recover), asked.metric, asked.metric_range,
     )  # fmt: skip
     return Job(
         recipe.model_spec,

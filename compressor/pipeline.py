@@ -12,6 +12,7 @@ from torch import nn
 from compressor.candidates import timed
 from compressor.clock import missed
 from compressor.judgement import finished, judge_candidates, judge_plain
+from compressor.observe import Classes
 from compressor.options import Options
 from compressor.outcome import Outcome
 from compressor.planning.allocation import Allocator
@@ -39,7 +40,7 @@ def compress(
     Raises CompressorErrors for a model or data that cannot be worked with; a verdict that failed is a result.
     """
     started = time.perf_counter()
-    start = prepare(model, data, options, report, answers, score)
+    start = prepare(model, data, options, report, answers, score, judged=not options.exact)
     if options.exact:
         outcome = _exact(start)
     elif start.frozen:
@@ -55,7 +56,7 @@ def compress(
 
 def analyze(model: nn.Module, data: Data, options: Options, report: Report = silent) -> Outcome:
     """Units, statistics and findings only; nothing is cut and nothing judged."""
-    start = prepare(model, data, options, report)
+    start = prepare(model, data, options, report, judged=False)
     outcome = start.untouched() if start.frozen else explained(start)[1]
     return replace(outcome, mode="analyze", seconds=start.seconds)
 
@@ -112,7 +113,8 @@ def _exact(start: Start) -> Outcome:
         before, after = outputs_of(start.answers or model, judge), outputs_of(small, judge, check=False)
         given = start.answers is not None and before.dtype.itemsize > 2
         outcome.verdict = judging.judge_outputs(before, after, judging.FILE_TOLERANCE if given else None)
-        outcome.fidelity = fidelity(before, after, before.labels, start.score is None).as_dict()
+        classes = start.score is None and isinstance(start.likelihood, Classes)
+        outcome.fidelity = fidelity(before, after, before.labels, classes).as_dict()
         outcome.judged_on = before
     return outcome
 

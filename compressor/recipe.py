@@ -74,6 +74,8 @@ class CompressSection(Section):
         default=None, pattern=r"^\d+(\.\d+)?(ep|min)$|^\d+st$", description="8ep, 5min or 400st"
     )
     unlabelled: str | None = Field(default=None, description="DATA whose inputs recovery trains on too")
+    metric: str | None = Field(default=None, description="file.py:function that scores each answer, higher is better")
+    metric_range: tuple[float, float] = Field(default=(0.0, 1.0), description="lowest and highest score")
     device: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)
 

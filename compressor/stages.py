@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.errors import ModelError
-from compressor.observe import ROWS_PER_REGRESSOR, Statistics, memory_of, observe, processes
+from compressor.observe import CLASSES, ROWS_PER_REGRESSOR, Likelihood, Statistics, memory_of, observe, processes
 from compressor.planning.allocation import Allocator
 from compressor.planning.paths import Path, find_path
 from compressor.records import Plan
@@ -87,7 +87,9 @@ def opened_attention(model: nn.Module, samples: Samples) -> nn.Module:
     return with_dense_attention(model, _first_inputs(model, samples))
 
 
-def in_bases(model: nn.Module, graph: UnitGraph, samples: Samples, seed: int) -> nn.Module:
+def in_bases(
+    model: nn.Module, graph: UnitGraph, samples: Samples, seed: int, likelihood: Likelihood = CLASSES
+) -> nn.Module:
     """The model with its attention in bases where single dimensions can go (itself where it has none).
 
     The function is the same: proven on the first samples, in double precision.
@@ -96,7 +98,10 @@ def in_bases(model: nn.Module, graph: UnitGraph, samples: Samples, seed: int) ->
         return model
     part = samples.take(range(min(len(samples), BASIS_SAMPLES)))
     size = batch_size(part)
-    seen = observe(model, graph, lambda: shard(model, part, size), len(part), taps=basis_taps(model), seed=seed)
+    taps = basis_taps(model)
+    seen = observe(
+        model, graph, lambda: shard(model, part, size), len(part), taps=taps, seed=seed, likelihood=likelihood
+    )
     turned, probe = in_balanced_bases(model, seen), Probe(model, _first_inputs(model, samples))
     return model if probe.changed(turned) else turned
 
@@ -117,11 +122,14 @@ class Workshop:
     seed: int
     spots: dict[str, Landing]
     sizes: SizeTable
+    likelihood: Likelihood = CLASSES
     statistics: Statistics = field(default_factory=Statistics)
     _cached: tuple[Program, list[Any]] | None = None
 
     @classmethod
-    def open(cls, model: nn.Module, graph: UnitGraph, calibrate: Samples, seed: int) -> Workshop:
+    def open(
+        cls, model: nn.Module, graph: UnitGraph, calibrate: Samples, seed: int, likelihood: Likelihood = CLASSES
+    ) -> Workshop:
         """Prepare the program's landings and the size arithmetic."""
         example = next(_batches(model, calibrate, 2))
         spots = {spot.module: spot for spot in landings(record(model, example.inputs))}
@@ -131,7 +139,7 @@ class Workshop:
                 f"layer '{missing[0]}'", "a consumer that the recorded program does not show", "a layer run once",
                 "freeze it or report this model.",
             )  # fmt: skip
-        return cls(model, graph, calibrate, seed, spots, Sizes(model, graph))
+        return cls(model, graph, calibrate, seed, spots, Sizes(model, graph), likelihood)
 
     def measure(self, report: Report = silent) -> None:
         """One pass over the calibration data: the statistics of all taps. Smaller batches where memory runs out.
@@ -154,6 +162,7 @@ class Workshop:
                     len(self.calibrate),
                     seed=self.seed,
                     progress=step,
+                    likelihood=self.likelihood,
                 )
                 return
             except (RuntimeError, MemoryError) as error:

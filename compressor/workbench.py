@@ -14,14 +14,14 @@ from torch import nn
 
 from compressor.candidates import Builder, Made, Recoverer, timed
 from compressor.clock import Clock
-from compressor.errors import ModelError
+from compressor.errors import DataError, ModelError
 from compressor.export.block import Block, measured_block
 from compressor.findings.ablation import confirm_removable
 from compressor.findings.removable import predicted_losses
 from compressor.findings.summary import findings
 from compressor.findings.thresholds import Thresholds
 from compressor.findings.together import measured_limit
-from compressor.observe import from_first
+from compressor.observe import CLASSES, Classes, Likelihood, from_first, likelihood_of
 from compressor.options import Options
 from compressor.outcome import Outcome, untouched
 from compressor.planning.allocation import Allocator
@@ -69,6 +69,8 @@ class Start:
     """What the judge compares with, where it is not `model`: the ONNX file that was given."""
     score: Score | None = None
     """What answers are judged by, where it is not accuracy or agreement."""
+    likelihood: Likelihood = CLASSES
+    """How answers are read: as scores of classes, or as numbers."""
 
     @property
     def frozen(self) -> bool:
@@ -82,9 +84,9 @@ class Start:
 
 def prepare(
     model: nn.Module, data: Data, options: Options, report: Report = silent, answers: Answers | None = None,
-    score: Score | None = None,
+    score: Score | None = None, judged: bool = True,
 ) -> Start:  # fmt: skip
-    """Check model and data before any work, and find the units.
+    """Check model and data before any work, and find the units; with `judged` a verdict shall follow.
 
     Raises CompressorErrors for a model or data that cannot be worked with.
     """
@@ -96,9 +98,10 @@ def prepare(
         probe = outputs_of(work, some(data.calibrate, 64))
         if answers is not None:
             _refuse_other_answers(probe, outputs_of(answers, some(data.calibrate, 64)))
+        likelihood = from_first(lambda: likelihood_of(probe.logits, data.calibrate.labels, score is not None))
         for part in (data.calibrate, data.tune, data.judge):
-            if score is None and part.labels is not None and probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
-                refuse_labels(part, probe.logits.shape[1])
+            if score is None:
+                _refuse_targets(part, probe, judged)
         extra = {} if data.unlabelled is None else {"unlabelled": data.unlabelled}
         refuse_overlap(data.judge, {"calibrate": data.calibrate, "tune": data.tune, **extra})
     with timed(seconds, "units"):
@@ -107,7 +110,22 @@ def prepare(
         graph = find_units(work, data.calibrate, options.seed)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
-    return Start(model, work, graph, data, options, report, seconds, answers, score)
+    return Start(model, work, graph, data, options, report, seconds, answers, score, likelihood)
+
+
+def _refuse_targets(part: Samples, probe: Outputs, judged: bool) -> None:
+    """DataError for labels that accuracy cannot be told by: numbers where a verdict shall follow, and other classes."""
+    if part.labels is None:
+        return
+    if part.labels.is_floating_point():
+        if judged:
+            raise DataError(
+                part.name, f"labels that are numbers ({str(part.labels.dtype).removeprefix('torch.')}), and no score",
+                "class numbers (int64), or what answers are judged by",
+                "--metric file.py:function, higher is better (`1 - error / limit` for a regression).",
+            )  # fmt: skip
+    elif probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
+        refuse_labels(part, probe.logits.shape[1])
 
 
 def _refuse_other_answers(rebuilt: Outputs, given: Outputs) -> None:
@@ -128,17 +146,27 @@ def some(samples: Samples, count: int) -> Samples:
 def explained(start: Start) -> tuple[Workshop, Outcome]:
     """Statistics of all taps; findings per unit, and a sample of them confirmed by real ablation."""
     options, data, thresholds = start.options, start.data, Thresholds()
-    shop, outcome = Workshop.open(start.work, start.graph, data.calibrate, options.seed), start.untouched()
+    shop = Workshop.open(start.work, start.graph, data.calibrate, options.seed, start.likelihood)
+    outcome = start.untouched()
     with timed(start.seconds, "observe"):
         shop.measure(start.report)
     with timed(start.seconds, "findings"):
         start.report("findings", 0.0)
         predicted, samples = predicted_losses(shop.model, shop.graph, shop.statistics), some(data.tune, 512)
-        below = measured_limit(shop.model, shop.graph, predicted, samples, thresholds.removable)
+        below = measured_limit(
+            shop.model, shop.graph, predicted, samples, thresholds.removable, likelihood=start.likelihood
+        )
         outcome.found = findings(shop.model, shop.graph, shop.statistics, thresholds, below=below)
         outcome.thresholds = {**asdict(thresholds), "removable_below": below}
         agreement = confirm_removable(
-            shop.model, shop.graph, outcome.found, samples, predicted, seed=options.seed, below=thresholds.removable
+            shop.model,
+            shop.graph,
+            outcome.found,
+            samples,
+            predicted,
+            seed=options.seed,
+            below=thresholds.removable,
+            likelihood=start.likelihood,
         )
         outcome.ablation = agreement.as_dict()
     return shop, outcome
@@ -179,7 +207,9 @@ class Bench:
 def open_bench(start: Start, measure: str, candidates: int) -> Bench:
     """Statistics, findings, paths and alignment, for so many candidates whose size is told by `measure`."""
     with timed(start.seconds, "bases"):
-        start = replace(start, work=in_bases(start.work, start.graph, start.data.calibrate, start.options.seed))
+        start = replace(
+            start, work=in_bases(start.work, start.graph, start.data.calibrate, start.options.seed, start.likelihood)
+        )
     shop, outcome = explained(start)
     clock = None
     if measure == LATENCY:
@@ -206,7 +236,15 @@ def _recoverer(start: Start, shop: Workshop, candidates: int) -> Recoverer | Non
     if options.recover is None:
         return None
     parts = [data.calibrate] if data.unlabelled is None else [data.calibrate, data.unlabelled]
-    return Recoverer(options.recover, shop.model, joined(parts), data.tune, seed=options.seed, parts=candidates)
+    return Recoverer(
+        options.recover,
+        shop.model,
+        joined(parts),
+        data.tune,
+        seed=options.seed,
+        parts=candidates,
+        classes=isinstance(shop.likelihood, Classes),
+    )
 
 
 def _block(options: Options, known: Block | None) -> tuple[int, dict[str, Any]]:

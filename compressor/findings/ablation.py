@@ -18,6 +18,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from compressor.observe import CLASSES, Likelihood
 from compressor.records import Finding
 from compressor.sources.samples import Samples, batches
 from compressor.units.graph import Tap, UnitGraph
@@ -30,7 +31,8 @@ BATCH = 128
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """Predicted and measured loss in nats per sample of taking units out, and the share of equal argmaxes."""
+    """Predicted and measured loss in nats per sample of taking units out, and the share of equal argmaxes (of outputs
+    that are numbers: of their variance that stays)."""
 
     units: tuple[int, ...]
     kind: str
@@ -78,14 +80,15 @@ def confirm_removable(
     seed: int = 0,
     below: float | None = None,
     most: int = 256,
+    likelihood: Likelihood = CLASSES,
 ) -> Agreement:
     """Ablate a seeded sample of units one at a time: removable ones, and a third needed ones (more where few
     are removable); then all removable ones together.
 
-    The loss is the mean KL(original || ablated) in nats over at most `most` of `samples` (evenly spaced),
-    `predicted[unit]` its prediction, `below` what a removable unit may lose (the largest predicted loss of a
-    removable unit if not given). The model is run in eval mode on its own device, once per unit tried; its
-    modes and hooks are as before afterwards.
+    The loss is that of `likelihood` (for classes the mean KL(original || ablated)) in nats over at most `most`
+    of `samples` (evenly spaced), `predicted[unit]` its prediction, `below` what a removable unit may lose (the
+    largest predicted loss of a removable unit if not given). The model is run in eval mode on its own device,
+    once per unit tried; its modes and hooks are as before afterwards.
     """
     if len(samples) > most:
         samples = samples.take(np.arange(most) * len(samples) // most)
@@ -94,23 +97,18 @@ def confirm_removable(
     units = np.array([f.unit for trial in trials for f in trial], dtype=np.int64)
     tried: list[Ablation] = []
     with torch.no_grad(), evaluating(model):
-        whole, means = reference(model, samples, [t for t in graph.taps if np.isin(t.units, units).any()])
+        taps = [t for t in graph.taps if np.isin(t.units, units).any()]
+        whole, means = reference(model, samples, taps, likelihood)
         for trial in trials:
             out = tuple(f.unit for f in trial)
             with ablated(model, graph.taps, out, means):
-                outputs = log_probabilities(model, samples)
+                outputs = answers(model, samples, likelihood)
             expected = sum(float(predicted[unit]) for unit in out)
-            tried.append(Ablation(out, trial[0].kind, expected, *distance(whole, outputs)))
+            tried.append(Ablation(out, trial[0].kind, expected, *likelihood.apart(whole, outputs)))
     if below is None:
         below = max((float(predicted[f.unit]) for f in spare), default=0.0)
     together = tried.pop() if spare else None
     return _compared(tried, len(samples), below, together)
-
-
-def distance(reference: Tensor, outputs: Tensor) -> tuple[float, float]:
-    """Mean KL(reference || outputs) of log-probabilities in nats, and the share of equal argmaxes."""
-    kl = (reference.exp() * (reference - outputs)).sum(1).mean().clamp_min(0)
-    return float(kl), float((reference.argmax(1) == outputs.argmax(1)).double().mean())
 
 
 def _chosen(findings: Sequence[Finding], sample: int, seed: int) -> list[Finding]:
@@ -185,8 +183,10 @@ def _plus(offset: Tensor) -> Any:
     return hook
 
 
-def reference(model: nn.Module, samples: Samples, taps: Sequence[Tap]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-probabilities of the model as it is, and the mean input (1, ...) of each tap."""
+def reference(
+    model: nn.Module, samples: Samples, taps: Sequence[Tap], likelihood: Likelihood
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Answers of the model as it is, and the mean input (1, ...) of each tap."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
@@ -202,17 +202,15 @@ def reference(model: nn.Module, samples: Samples, taps: Sequence[Tap]) -> tuple[
         for tap in taps:
             handle = model.get_submodule(tap.module).register_forward_pre_hook(watch(tap.module))
             stack.callback(handle.remove)
-        outputs = log_probabilities(model, samples)
+        outputs = answers(model, samples, likelihood)
     return outputs, {name: sums[name] / counts[name] for name in sums}
 
 
-def log_probabilities(model: nn.Module, samples: Samples) -> Tensor:
-    """(N, classes) in float64 where the device has it."""
+def answers(model: nn.Module, samples: Samples, likelihood: Likelihood) -> Tensor:
+    """(N, K) as the likelihood reads them."""
     anything = next(iter(model.parameters()))
     parts = []
     for batch in batches(samples, BATCH, anything.device, anything.dtype):
         args, kwargs = call_arguments(batch.inputs)
-        logits = judged_part(model(*args, **kwargs))[0]
-        logits = logits.flatten(2).mean(2) if logits.dim() > 2 else logits
-        parts.append(torch.log_softmax(logits.float() if logits.device.type == "mps" else logits.double(), 1))
+        parts.append(likelihood.read(judged_part(model(*args, **kwargs))[0]))
     return torch.cat(parts)

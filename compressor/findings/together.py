@@ -10,19 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.findings.ablation import ablated, distance, log_probabilities, reference
+from compressor.findings.ablation import ablated, answers, reference
+from compressor.observe import CLASSES, Likelihood
 from compressor.sources.samples import Samples
 from compressor.units.graph import UnitGraph
 from compressor.units.modes import evaluating
 
 
 def measured_limit(
-    model: nn.Module, graph: UnitGraph, losses: Tensor, samples: Samples, allowance: float, most: int = 256
-) -> float:
+    model: nn.Module, graph: UnitGraph, losses: Tensor, samples: Samples, allowance: float, most: int = 256,
+    likelihood: Likelihood = CLASSES,
+) -> float:  # fmt: skip
     """Predicted loss in nats up to which units are removable.
 
     Units are taken in the order of `losses` (one per unit of the graph), replaced by their means, as many at once as
-    leave the mean KL(original || ablated) over at most `most` of `samples` within `allowance` nats (by bisection).
+    leave the loss of `likelihood` (for classes the mean KL(original || ablated)) over at most `most` of `samples`
+    within `allowance` nats (by bisection).
     Negative if not even the first can go. The model is as before afterwards.
     """
     if len(samples) > most:
@@ -31,11 +34,11 @@ def measured_limit(
     live = live[np.isin(live, np.concatenate([tap.units for tap in graph.taps]))]  # only at a tap can one be taken out
     order = live[np.argsort(losses.cpu().numpy()[live], kind="stable")]
     with torch.no_grad(), evaluating(model):
-        whole, means = reference(model, samples, graph.taps)
+        whole, means = reference(model, samples, graph.taps, likelihood)
 
         def fits(count: int) -> bool:
             with ablated(model, graph.taps, tuple(order[:count].tolist()), means):
-                return distance(whole, log_probabilities(model, samples))[0] <= allowance
+                return likelihood.apart(whole, answers(model, samples, likelihood))[0] <= allowance
 
         low, high = 0, len(order)
         while low < high:

@@ -1,14 +1,18 @@
 """What a network does on data: second moments at every consumer's input, and the loss's curvature at its output."""
 
-from compressor.observe.likelihood import sampled_log_likelihood
+from compressor.observe.likelihood import CLASSES, Classes, Likelihood, Numbers, likelihood_of, sampled_log_likelihood
 from compressor.observe.passes import memory_of, observe
 from compressor.observe.processes import from_first, in_step, in_turn, meet, only_first, processes, told
 from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
 from compressor.observe.statistics import PairStatistics, Statistics, TapStatistics
 
 __all__ = [
+    "CLASSES",
     "ROWS_PER_REGRESSOR",
+    "Classes",
     "Geometry",
+    "Likelihood",
+    "Numbers",
     "PairStatistics",
     "Statistics",
     "TapReader",
@@ -17,6 +21,7 @@ __all__ = [
     "from_first",
     "in_step",
     "in_turn",
+    "likelihood_of",
     "meet",
     "memory_of",
     "observe",

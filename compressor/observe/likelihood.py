@@ -1,14 +1,135 @@
-"""The scalar whose gradients give the curvature: the log-likelihood of labels drawn from the model's own output."""
+"""How answers are read: as scores of classes, or as numbers. That says what a change of them costs, in nats, and gives
+the scalar whose gradients are the curvature of that cost."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from compressor.algebra.moments import wide
 from compressor.algebra.patches import keyed_hash
+
+TINY = 1e-12
+"""Least deviation of an output, as a share of the largest one: an output that hardly varies gets no more weight."""
+
+
+class Likelihood(Protocol):
+    """What the answers mean."""
+
+    def sampled(self, output: Tensor, ids: Tensor, key: int) -> Tensor:
+        """A scalar whose squared gradients are, on average over the noise, the curvature of the loss in nats.
+
+        A sum over samples; the noise is keyed by sample id.
+        """
+        ...
+
+    def read(self, output: Tensor) -> Tensor:
+        """Answers (N, ...) as rows (N, K) for `apart`, in float64 where the device has it."""
+        ...
+
+    def apart(self, before: Tensor, after: Tensor) -> tuple[float, float]:
+        """Mean loss in nats of `after` where `before` is right, and how far they are the same, from 0 to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Scores (N, C, ...) of classes: categorical answers, maps included. A single score z is the two classes (0, z)."""
+
+    def sampled(self, output: Tensor, ids: Tensor, key: int) -> Tensor:
+        """The log-likelihood of labels drawn from the network's own answers."""
+        return sampled_log_likelihood(output, ids, key)
+
+    def read(self, output: Tensor) -> Tensor:
+        """Log-probabilities (N, C); scores of maps are averaged over positions first."""
+        scores = output.flatten(2).mean(2) if output.dim() > 2 else output
+        scores = scores.to(wide(scores.device))
+        if scores.dim() == 1 or scores.shape[1] == 1:
+            scores = scores.reshape(len(scores), 1)
+            scores = torch.cat([torch.zeros_like(scores), scores], 1)
+        return torch.log_softmax(scores, 1)
+
+    def apart(self, before: Tensor, after: Tensor) -> tuple[float, float]:
+        """Mean KL(before || after) in nats, and the share of equal argmaxes."""
+        kl = (before.exp() * (before - after)).sum(1).mean().clamp_min(0)
+        return float(kl), float((before.argmax(1) == after.argmax(1)).double().mean())
+
+
+CLASSES = Classes()
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers (N, ...), normally distributed around the right ones: the loss is half the squared error in units of
+    `scale`, averaged over the outputs.
+
+    `scale` is one deviation for all outputs, or (C,) one for each index of dimension 1. Half a nat is as much as the
+    outputs vary at all; 0.005 nats are 1 % of their variance.
+    """
+
+    scale: Tensor
+
+    def sampled(self, output: Tensor, ids: Tensor, key: int) -> Tensor:
+        """Outputs with random signs: their gradients' squares are on average those of the Gauss-Newton matrix."""
+        places = math.prod(output.shape[1:])
+        rows = self._shared(output).reshape(len(output), places) / math.sqrt(places)
+        ids = ids.to(output.device)
+        cells = ids[:, None] * places + torch.arange(places, device=output.device)[None, :]
+        return (rows * (1 - 2 * (keyed_hash(cells, key) >> 9 & 1).to(rows.dtype))).sum()
+
+    def read(self, output: Tensor) -> Tensor:
+        """The outputs in units of `scale`."""
+        return self._shared(output.to(wide(output.device))).flatten(1).reshape(len(output), -1)
+
+    def apart(self, before: Tensor, after: Tensor) -> tuple[float, float]:
+        """Half the mean squared error, and the share of the variance that is left in common (at least 0)."""
+        error = (before - after).square().mean()
+        spread = before.var(0, correction=0).mean().clamp_min(torch.finfo(before.dtype).tiny)
+        return float(error / 2), float((1 - error / spread).clamp_min(0))
+
+    def _shared(self, output: Tensor) -> Tensor:
+        output = output if output.dtype == torch.float64 else output.float()
+        scale = self.scale.to(output)
+        return output / (scale if scale.dim() == 0 else scale.reshape(-1, *[1] * (output.dim() - 2)))
+
+
+def likelihood_of(outputs: Tensor, labels: Tensor | None, scored: bool) -> Likelihood:
+    """How to read answers: as numbers where the targets are numbers, or where a score of one's own judges and the
+    targets are no class numbers (or there are none); else as scores of classes.
+
+    `outputs` (n, ...) are some answers of the original, `labels` targets of any samples. Where targets and outputs have
+    one shape, each column is taken in units of its targets' deviation; else all in units of the outputs' deviation.
+    """
+    if labels is None:
+        return Numbers(_deviation(outputs)) if scored else Classes()
+    if not labels.is_floating_point() and (not scored or _class_numbers(outputs, labels)):
+        return Classes()
+    size = math.prod(outputs.shape[1:])
+    if outputs.dim() > 2 or not labels.is_floating_point() or math.prod(labels.shape[1:]) != size:
+        return Numbers(_deviation(outputs))
+    each = labels.double().reshape(len(labels), size).std(0, correction=0)
+    each = each.clamp_min(max(TINY * float(each.max()), torch.finfo(torch.float32).tiny))
+    return Numbers(each[0] if outputs.dim() == 1 else each)
+
+
+def _class_numbers(outputs: Tensor, labels: Tensor) -> bool:
+    """Whether whole labels can be the classes that `outputs` score, one for each sample (and position)."""
+    classes = 2 if outputs.dim() == 1 or outputs.shape[1] == 1 else outputs.shape[1]
+    positions = tuple(outputs.shape[2:])
+    fitting = labels.shape[1:] == positions or labels.shape[1:] == (1, *positions)
+    outside = (labels < 0) | (labels >= classes)
+    return fitting and (bool(positions) or not bool(outside.any()))  # maps leave positions out by other numbers
+
+
+def _deviation(outputs: Tensor) -> Tensor:
+    """Deviation over samples, root mean square over outputs; their size where there is one sample."""
+    wide_outputs = outputs.detach().cpu().double()
+    centred = wide_outputs - wide_outputs.mean(0) if len(outputs) > 1 else wide_outputs
+    return centred.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def sampled_log_likelihood(output: Tensor, ids: Tensor, key: int) -> Tensor:

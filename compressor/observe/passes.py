@@ -1,20 +1,22 @@
 """One hooked pass over the data: second moments of what every consumer reads, and the loss's curvature at its outputs.
 
-The curvature is the Fisher of the model's own predictions: labels are sampled from the model's output with noise keyed
-by sample id, so neither batch size nor number of processes changes it, and no true labels are needed.
+The curvature is the Fisher of the model's own predictions: labels are sampled from the model's output (see `likelihood`
+for outputs that are numbers) with noise keyed by sample id, so neither batch size nor number of processes changes it,
+and no true labels are needed.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from compressor.algebra.moments import wide
-from compressor.observe.likelihood import sampled_log_likelihood
+from compressor.observe.likelihood import CLASSES, Likelihood
 from compressor.observe.processes import connected, in_step, least, processes
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
@@ -46,13 +48,15 @@ def observe(
     progress: Callable[[int], None] | None = None,
     budget_bytes: float | None = None,
     autocast: torch.dtype | None = None,
+    likelihood: Likelihood = CLASSES,
 ) -> Statistics:
     """Statistics of all (or the given) taps over `batches()` (objects with `ids`, `inputs`) on the model's device.
 
     One pass, unless the sums take more than `budget_bytes` (by default a quarter of the device's memory): then several,
     with the same result; what is done waits outside the device, or in a file. In a process group `batches` gives this
     process's share, `samples` counts all, and every process returns the sums of all. `autocast` (bfloat16) runs the
-    forward pass in that precision. The model's mode, hooks and grad flags are as before, also after an exception.
+    forward pass in that precision, `likelihood` says what answers mean. The model's mode, hooks and grad flags are as
+    before, also after an exception.
     """
     chosen = graph.taps if taps is None else taps
     readers = {
@@ -70,7 +74,8 @@ def observe(
         wanted = graph.pairings if i == 0 and taps is None else ()
         pairs = {pairing.module: PairWatcher(len(pairing.units), device) for pairing in wanted}
         with in_step(), watching(model, watchers, pairs), torch.enable_grad():
-            seen = _one_pass(model, watchers, batches, seed, step, autocast, list(pairs.values()))
+            likely = partial(likelihood.sampled, key=seed + 7919)
+            seen = _one_pass(model, watchers, batches, likely, step, autocast, list(pairs.values()))
         found = Statistics({n: w.statistics for n, w in watchers.items() if w.statistics is not None}, seen)
         found.pairs = {name: watcher.statistics for name, watcher in pairs.items()}
         for one in found.taps.values():
@@ -96,7 +101,7 @@ def _one_pass(
     model: nn.Module,
     watchers: dict[str, Watcher],
     batches: Callable[[], Iterable[Any]],
-    seed: int,
+    likely: Callable[[Tensor, Tensor], Tensor],
     progress: Callable[[int], None] | None,
     autocast: torch.dtype | None,
     pairs: Sequence[PairWatcher] = (),
@@ -104,7 +109,7 @@ def _one_pass(
     seen = 0
     for batch in batches():
         output = _forward(model, watchers, batch, autocast)
-        _gradients(sampled_log_likelihood(output, batch.ids, seed + 7919), [*watchers.values(), *pairs])
+        _gradients(likely(output, batch.ids), [*watchers.values(), *pairs])
         seen += len(batch.ids)
         if progress is not None:
             progress(len(batch.ids))

@@ -78,15 +78,17 @@ def recover(
     seed: int = 0,
     options: TrainOptions = OPTIONS,
     progress: Callable[[float], None] | None = None,
+    classes: bool = True,
 ) -> tuple[nn.Module, Recovery]:
     """A copy of `small` that was trained for `steps` steps to answer as `original` does, in eval mode, where it was.
 
     Only inputs are read of `samples` and `tune`; `tune` is not trained on, it chooses the weights that come back. A
     learning rate that brings the outputs no nearer is tried again at a tenth, twice at most. Neither network is
-    changed. The same seed, steps, data and machine give the same weights.
+    changed. Without `classes` answers are numbers, whatever their shape. The same seed, steps, data and machine give
+    the same weights.
     """
     home = next(small.parameters()).device
-    teacher = Teacher(original, tune, home)
+    teacher = Teacher(original, tune, home, classes)
     options = replace(options, steps=steps, seed=seed, bf16=options.bf16 and teacher.classes)
 
     def show(done: Progress) -> None:
@@ -125,7 +127,7 @@ def _best(report: TrainingReport) -> tuple[int, float]:
 
 def steps_of(
     budget: Budget, small: nn.Module, original: nn.Module, samples: Samples, tune: Samples,
-    *, parts: int = 1, seed: int = 0, options: TrainOptions = OPTIONS,
+    *, parts: int = 1, seed: int = 0, options: TrainOptions = OPTIONS, classes: bool = True,
 ) -> int:  # fmt: skip
     """The steps of one of `parts` recoveries that share a budget in minutes; of each, in epochs or steps.
 
@@ -136,7 +138,7 @@ def steps_of(
         return known
     home, started = next(small.parameters()).device, time.perf_counter()
     seconds = 60 * budget.amount / parts
-    teacher = Teacher(original, tune, home)
+    teacher = Teacher(original, tune, home, classes)
     begun = time.perf_counter()
     teacher.distance(small)
     check = time.perf_counter() - begun
@@ -162,13 +164,14 @@ def _step_seconds(small: nn.Module, samples: Samples, options: TrainOptions, tea
 class Teacher:
     """The original in eval mode, its answers on the tune split, and how far another network's answers are from them."""
 
-    def __init__(self, original: nn.Module, tune: Samples, device: torch.device) -> None:
+    def __init__(self, original: nn.Module, tune: Samples, device: torch.device, classes: bool = True) -> None:
+        """Without `classes` the answers are numbers, whatever their shape."""
         self.network = copy.deepcopy(original).eval().requires_grad_(False).to(device)
         self.tune, self.device = tune, device
         self.dtype = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
         with torch.no_grad():
             self.answers = self._answers(self.network)
-        self.classes = self.answers.ndim == 2 and self.answers.shape[1] > 1
+        self.classes = classes and self.answers.ndim == 2 and self.answers.shape[1] > 1
         spread = self.answers.var(0, correction=0).mean() if len(self.answers) else self.answers.sum()
         self.scale = max(float(spread), torch.finfo(torch.float32).tiny)
 
