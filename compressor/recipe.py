@@ -189,7 +189,7 @@ class Recipe(Section):
         settings = () if self.capacity is None else self.capacity.settings.values()
         for setting in (SettingSection(), *settings):
             yield from self.spec_of(model=setting.model_args, data=setting.data_args)
-        yield from [] if self.compress.unlabelled is None else [self.compress.unlabelled]
+        yield from [spec for spec in (self.compress.unlabelled, self.compress.metric) if spec is not None]
         yield from [] if self.compare is None else self.compare.methods.values()
 
     @property

@@ -17,7 +17,7 @@ from runs import results
 
 from compressor import jobs
 from compressor.errors import DataError, ModelError, SourceError, UsageError
-from compressor.jobs import Job, run
+from compressor.jobs import Job, from_recipe, run
 from compressor.options import Options
 from compressor.recipe import load_recipe
 
@@ -209,3 +209,36 @@ def test_verify_after_a_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (home / "out" / "original.safetensors").write_bytes(b"no")
     with pytest.raises(SourceError, match=r"original\.safetensors"):
         verify_bundle(home / "out", judge)
+
+
+REGRESSION = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, 2))
+
+def rows():
+    x = torch.randn(900, 4, generator=torch.Generator().manual_seed(0))
+    part = lambda a, b: (x[a:b], torch.stack([50 + 9 * x[a:b, 0], 0.1 * x[a:b, 1] * x[a:b, 2]], 1))
+    return {"train": part(0, 500), "calibrate": part(500, 600), "tune": part(600, 650), "judge": part(650, 900)}
+
+def near(outputs, targets):
+    return 1 - ((outputs - targets).abs() / torch.tensor([20, 0.6])).mean(1).clamp(max=1)
+"""
+
+
+def test_a_recipe_with_a_metric_trains_and_judges_a_regression(tmp_path):
+    (tmp_path / "task.py").write_text(REGRESSION)
+    (tmp_path / "r.yaml").write_text(
+        "model: task.py:net\ndata: task.py:rows\ntrain: {epochs: 8, batch: 25, lr: 0.02, optimizer: adamw}\n"
+        "compress: {keep: params=0.8, align: 1, max_drop: 5, metric: task.py:near, metric_range: [0, 1]}\n"
+    )
+    record = run(from_recipe(*load_recipe(tmp_path / "r.yaml"), None), tmp_path / "out")
+    assert record.verdict is not None
+    assert record.verdict.metric.endswith("task.py:near")
+    assert record.verdict.original > 60  # it learnt: its answers start 50 from the targets
+    assert record.compressed.params < record.original.params
+    (tmp_path / "r.yaml").write_text("model: task.py:net\ndata: task.py:rows\ncompress: {metric: gone.near}\n")
+    with pytest.raises(UsageError, match="--metric"):
+        run(from_recipe(*load_recipe(tmp_path / "r.yaml"), None), tmp_path / "other")

@@ -99,9 +99,10 @@ def train(
 ) -> tuple[nn.Module, TrainingReport]:
     """A trained copy of `model` in eval mode, on the CPU, and what happened; the model given stays as it was.
 
-    The default loss is cross-entropy with the labels. The same seed, data and machine give the same weights
-    (with `seconds`: only nearly); the caller's random numbers are left alone. With a `criterion` the weights that
-    it liked best come back, those given included, and a loss that is no longer finite only ends the training.
+    The default loss is cross-entropy with the labels, squared error where they are numbers. The same seed, data and
+    machine give the same weights (with `seconds`: only nearly); the caller's random numbers are left alone. With a
+    `criterion` the weights that it liked best come back, those given included, and a loss that is no longer finite
+    only ends the training.
     Raises DataError where the loss needs labels and there are none, ModelError where the loss is no longer finite.
     """
     if loss is None and (options.mix or samples.labels is None):
@@ -113,7 +114,13 @@ def train(
         learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with _own_random_state(options.seed, device):
         run = _Run(
-            learner, samples, options, loss or _cross_entropy(options.label_smoothing), device, channels_last, criterion
+            learner,
+            samples,
+            options,
+            loss or _against_labels(options.label_smoothing),
+            device,
+            channels_last,
+            criterion,
         )
         report = run.finish(progress, check)
     learner.zero_grad(set_to_none=True)
@@ -273,10 +280,13 @@ class _Run:
         return max(share, (time.perf_counter() - self.started) / self.options.seconds)
 
 
-def _cross_entropy(smoothing: float) -> Loss:
+def _against_labels(smoothing: float) -> Loss:
     def loss(output: Any, batch: Batch) -> Tensor:
         assert batch.labels is not None
-        return F.cross_entropy(judged_part(output)[0].float(), batch.labels, label_smoothing=smoothing)
+        found = judged_part(output)[0].float()
+        if batch.labels.is_floating_point():
+            return F.mse_loss(found, batch.labels.float().reshape(found.shape))
+        return F.cross_entropy(found, batch.labels, label_smoothing=smoothing)
 
     return loss
 
