@@ -62,6 +62,19 @@ def cover(similar: Tensor, coverable: Tensor, leaders: Tensor, worth: Tensor, th
     return result
 
 
+def factor(matrix: Tensor) -> Tensor:
+    """Cholesky factor of a correlation matrix with JITTER on its diagonal, or as much more as its rounding asks for.
+
+    Fewer samples than units leave eigenvalues of zero, which rounding makes negative.
+    """
+    jitter = JITTER
+    while True:
+        lower, info = torch.linalg.cholesky_ex(matrix + jitter * torch.eye(len(matrix)).to(matrix))
+        if not bool(info.any()) or not jitter < 1:
+            return lower
+        jitter *= 10
+
+
 @dataclass
 class Span:
     """Residual shares of the units of one tap after regression on the units kept so far (partial Cholesky).
@@ -91,8 +104,8 @@ class Span:
     def keep(self, chosen: Tensor) -> None:
         """Keep several units at once: `chosen` (n,) bool."""
         rows = torch.nonzero(chosen[self.places] & (self.correlation.diagonal() > 0)).flatten()
-        inner = self.correlation[rows][:, rows] + JITTER * torch.eye(len(rows)).to(self.correlation)
-        solved = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), self.correlation[rows], upper=False)
+        lower = factor(self.correlation[rows][:, rows])
+        solved = torch.linalg.solve_triangular(lower, self.correlation[rows], upper=False)
         self.residual = (self.correlation.diagonal() - solved.square().sum(0)).clamp_min(0)
         self.kept = len(rows)
         self._room = torch.cat([solved.T, solved.new_zeros(len(self.places), len(self.places) - len(rows))], 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compressor.algebra.families import JITTER, Span, explained
+from compressor.algebra.families import Span, explained, factor
 from compressor.findings.readings import Cluster, Reading
 
 
@@ -52,9 +52,8 @@ def _confirmed(reading: Reading, fresh: Reading, found: Tensor, donors: Tensor, 
     first, second = reading.moments.covariance, fresh.moments.covariance
     scale = first.diagonal()[columns].sqrt()
     inner = first[columns][:, columns] / scale[:, None] / scale[None, :]
-    inner.diagonal().add_(JITTER)
     cross = (first[rows][:, columns] / scale).T
-    coefficients = torch.cholesky_solve(cross, torch.linalg.cholesky(inner)).T / scale
+    coefficients = torch.cholesky_solve(cross, factor(inner)).T / scale
     own = second.diagonal()[rows]
     missed = (
         own

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.algebra.families import Span, cover, explained, samples_for_pairs
+from compressor.algebra.families import Span, cover, explained, factor, samples_for_pairs
 
 
 def everyone(count: int) -> torch.Tensor:
@@ -126,3 +126,14 @@ def test_samples_for_pairs_keeps_chance_low() -> None:
         seen += table.max() >= 0.8
     assert seen / 2000 < 0.07
     assert samples_for_pairs(10**6, 0.95) > samples_for_pairs(10, 0.95) >= 5
+
+
+def test_fewer_samples_than_units_and_rounding_leave_a_factor():
+    x = torch.randn(30, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = torch.corrcoef(x.T)
+    matrix = matrix - 1e-7 * torch.eye(60, dtype=torch.float64)  # as float32 sums leave it
+    lower = factor(matrix)
+    assert torch.allclose(lower @ lower.T, matrix, atol=1e-5)
+    span = Span(matrix, torch.arange(60), 30)
+    span.keep(torch.arange(60) < 50)
+    assert bool(torch.isinf(span.expected()).all())
