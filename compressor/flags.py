@@ -21,7 +21,7 @@ DataOption = Annotated[
         "--data",
         metavar="DATA",
         help="digits, fashion-mnist, cifar10, cifar100, imagefolder:DIR, npz:FILE, csv:FILE, text:FILE, "
-        "hfdata:NAME_OR_FOLDER or file.py:factory",
+        "hfdata:NAME_OR_FOLDER, webdataset:FILES or file.py:factory",
     ),
 ]
 Checkpoint = Annotated[

@@ -80,7 +80,8 @@ def run(name: str, model: nn.Module, data: Data, share: float) -> dict[str, Any]
         "verdict": record["verdict"],
         "groups": {g["name"]: [g["units"], len(g["kept"])] for g in record["groups"] if not g["frozen"]},
         "frozen": sorted({g["frozen"] for g in record["groups"] if g["frozen"]}),
-        "samples": record["data"]["samples"],
+        "samples": data.described["samples"],
+        "stages": record["seconds"],
         "seconds": round(time.perf_counter() - started, 1),
     }
 

@@ -25,7 +25,7 @@ from compressor.sources.network import cache_folder
 _MOST = 1000
 """Callables that are remembered, the newest ones."""
 
-_NO_CODE = ("torchvision", "timm", "hf", "onnx", "imagefolder", "npz", "csv", "text", "hfdata")
+_NO_CODE = ("torchvision", "timm", "hf", "onnx", "imagefolder", "npz", "csv", "text", "hfdata", "webdataset")
 """Schemes of specs that name no Python code of the user's."""
 
 _named: set[str] = set()

@@ -25,7 +25,7 @@ def load_data(
     """The data that a DATA spec names, with every part.
 
     `digits`, `fashion-mnist`, `cifar10`, `cifar100`; `imagefolder:DIR?size=128`, `csv:FILE?size=128`,
-    `text:FILE?tokenizer=FOLDER`, `hfdata:NAME_OR_FOLDER` (these prepare their samples with
+    `text:FILE?tokenizer=FOLDER`, `hfdata:NAME_OR_FOLDER`, `webdataset:FILES` (these prepare their samples with
     `transform` where it fits them and nothing else was said); `npz:FILE`; or a factory `path/file.py:name?k=v` /
     `package.module:name`: it returns a Dataset of (input, label), a pair
     (inputs, labels), or a mapping with any of train, calibrate, tune and judge to such. What is missing is

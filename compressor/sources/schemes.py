@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import UsageError
-from compressor.sources import hub_data, named, tables
+from compressor.sources import hub_data, named, shards, tables
 from compressor.sources.factories import Argument, meant
 from compressor.sources.words import LibraryTokens, Tokens, Words, resized, tokens_of
 
@@ -108,11 +108,17 @@ def _hfdata(asked: Asked) -> Any:
     return hub_data.parts(asked.where, found, columns, asked.prepare_text, asked.prepare_image)
 
 
+def _webdataset(asked: Asked) -> Any:
+    asked.allow("tokenizer", "length", "size")
+    return shards.read(asked.where, asked.path, asked.prepare_text, asked.prepare_image)
+
+
 SCHEMES: Mapping[str, Callable[[Asked], Any]] = {
     "imagefolder": _imagefolder,
     "npz": _npz,
     "csv": _csv,
     "text": _text,
     "hfdata": _hfdata,
+    "webdataset": _webdataset,
 }
-FORMS = "imagefolder:DIR, npz:FILE, csv:FILE, text:FILE, hfdata:NAME_OR_FOLDER"
+FORMS = "imagefolder:DIR, npz:FILE, csv:FILE, text:FILE, hfdata:NAME_OR_FOLDER, webdataset:FILES"
