@@ -18,6 +18,7 @@ from compressor.errors import UsageError
 from compressor.planning.paths import Path
 from compressor.planning.timing import LATENCY
 from compressor.records import Plan
+from compressor.units.cut import emptiable
 from compressor.units.graph import UnitGraph, axis_lines
 from compressor.units.sizes import SizeTable
 
@@ -129,17 +130,25 @@ class Allocator:
         return mask
 
     def _rounded(self, mask: np.ndarray) -> np.ndarray:
-        """Units that were dropped last come back until every group is a multiple of the block (or whole)."""
-        if self.block <= 1:
+        """Units that were dropped last come back until no layer is empty and every group is a multiple of the block
+        (or whole)."""
+        if self.block <= 1 and not self._emptiable:
             return mask
         mask = mask.copy()
         rank = {int(unit): i for path in self.paths for i, unit in enumerate(path.order)}
+        for units in self._emptiable:
+            if not mask[units].any():
+                mask[max(units.tolist(), key=lambda u: rank.get(u, -1))] = True
         for group in self.graph.groups:
             gone = [int(u) for u in group.units if not mask[u]]
             short = -(len(group.units) - len(gone)) % self._steps.get(group.name, self.block)
             back = sorted(gone, key=lambda u: -rank[u])[:short]
             mask[back] = True
         return mask
+
+    @cached_property
+    def _emptiable(self) -> list[np.ndarray]:
+        return emptiable(self.graph)
 
     @cached_property
     def _steps(self) -> dict[str, int]:

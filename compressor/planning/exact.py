@@ -28,6 +28,7 @@ from compressor.planning.claims import (
     Judge,
     find_claims,
 )
+from compressor.planning.folds import Fold, never_empty
 from compressor.planning.fresh import batched, fresh_inputs, sample_count, taken
 from compressor.planning.gates import shut
 from compressor.planning.reading import RowStore, spots, visit_taps
@@ -45,21 +46,6 @@ EFFORT = 1e10
 """Multiply-accumulates that may be spent on further samples, for combinations in layers that give few
 rows.
 """
-
-
-@dataclass(frozen=True)
-class Fold:
-    """How the dropped units of one group are rebuilt at each tap: `x[dropped] = expand @ x[kept] +
-    offset`.
-    """
-
-    group: str
-    kept: tuple[int, ...]
-    dropped: tuple[int, ...]
-    expand: Mapping[str, Tensor]
-    """Tap (its module) -> (D, K) float64."""
-    offset: Mapping[str, Tensor]
-    """Tap -> (D,) float64."""
 
 
 @dataclass(frozen=True)
@@ -200,10 +186,10 @@ class _Search:
         few: Sequence[str] = (),
         sizes: tuple[int, int] = (0, 0),
     ) -> ExactPlan:
-        folds = tuple(fold for fold, _ in made if fold is not None)
-        findings = tuple(finding for _, found in made for finding in found)
+        folds = tuple(never_empty(self.graph, [fold for fold, _ in made if fold is not None]))
         kept = {fold.group: fold.kept for fold in folds}
         gone = {(fold.group, unit) for fold in folds for unit in fold.dropped}
+        findings = tuple(found for _, some in made for found in some if (found.group, found.unit) in gone)
         quiet = tuple(Finding(name, unit, "silent", 0.0) for name, unit in silent if (name, unit) not in gone)
         return ExactPlan(kept, folds, findings, quiet, tuple(few), sizes)
 

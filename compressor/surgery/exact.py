@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from compressor.planning.exact import (
     ExactPlan,
-    Fold,
     as_double,
     find_exact,
     parameter_dtype,
 )
+from compressor.planning.folds import Fold
 from compressor.planning.fresh import batched, fresh_inputs, joined, sample_count, taken
 from compressor.surgery.fold import folded
 from compressor.surgery.landing import landings

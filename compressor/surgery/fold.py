@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.planning.exact import Fold
+from compressor.planning.folds import Fold
 from compressor.planning.reading import Spot, spots
 from compressor.units.cut import cut, keep_mask, positions
 from compressor.units.graph import Axis, Tap, UnitGraph, axis_lines

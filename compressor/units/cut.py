@@ -39,6 +39,20 @@ def positions(units: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(stays if stays.ndim == 1 else stays.all(axis=0))
 
 
+def emptiable(graph: UnitGraph) -> list[np.ndarray]:
+    """Units of the axes (each once) that could lose every position although each group keeps a unit: branches of a
+    concatenation whose units go together with another layer's.
+    """
+    found: dict[bytes, np.ndarray] = {}
+    for by_axis in axis_lines(graph.axes).values():
+        for line in by_axis.values():
+            if line.ndim == 1 and len(line) and not (line < 0).any():
+                there = np.unique(line)
+                if not any(np.isin(group.units, there).all() for group in graph.groups):
+                    found[there.tobytes()] = there
+    return list(found.values())
+
+
 def cut(model: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """A copy of `model` with only the `kept` units of each named group; nothing is folded or refitted."""
     small = copy.deepcopy(model)
@@ -75,8 +89,11 @@ def set_widths(module: nn.Module) -> None:
         transposed = bool(module.transposed)
         first, second = module.weight.shape[:2]
         if module.groups > 1:
-            module.groups = module.groups if transposed else first // max(1, module.out_channels // module.groups)
-            module.in_channels, module.out_channels = second * module.groups, first
+            module.groups = first // max(
+                1, (module.in_channels if transposed else module.out_channels) // module.groups
+            )
+            inner, outer = (first, second * module.groups) if transposed else (second * module.groups, first)
+            module.in_channels, module.out_channels = inner, outer
             return
         module.out_channels, module.in_channels = (second, first) if transposed else (first, second)
         return

@@ -72,11 +72,32 @@ def convolution(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any],
             walk.found.slot(bias.name, 0, labels, "carries")
         walk.found.products.append(Product(name, "depthwise", 1, 0, False, macs))
         return Activation(labels.reshape(spread).expand(out.shape))
-    walk.families.freeze(inside, "read by a grouped convolution")
-    labels = _writes(walk, name, out_axis, out.shape[channel], bias)
-    walk.families.freeze(labels, "written by a grouped convolution")
+    if bool((inside < 0).any()):
+        walk.families.freeze(inside, "read by a grouped convolution, with channels that are no units")
+        labels = _writes(walk, name, out_axis, out.shape[channel], bias)
+        walk.families.freeze(labels, "written by a grouped convolution from channels that are no units")
+    else:
+        labels = _whole_groups(walk, weight.name, inside, groups, out.shape[channel], transposed, bias)
     walk.found.products.append(Product(name, "grouped", in_axis, out_axis, False, macs))
     return Activation(labels.reshape(spread).expand(out.shape))
+
+
+def _whole_groups(
+    walk: Walk, name: str, inside: Tensor, groups: int, outputs: int, transposed: bool, bias: Any
+) -> Tensor:
+    """A grouped convolution carries whole groups one by one: what a group reads and writes stays or goes together."""
+    labels = walk.found.slots.get((name, 0)) if not transposed else None
+    if labels is None:
+        labels = walk.families.fresh(outputs)
+    for members in (inside.reshape(groups, -1), labels.reshape(groups, -1)):
+        first = inside.reshape(groups, -1)[:, :1].expand_as(members)
+        walk.families.unite_pairs(first.reshape(-1).numpy(), members.reshape(-1).numpy())
+    walk.found.slot(name, 0, inside if transposed else labels, "carries")
+    if isinstance(bias, Parameter) and _whole(bias):
+        walk.found.slot(bias.name, 0, labels, "carries")
+    elif bias is not None:
+        walk.families.freeze(labels, "bias is computed, not a parameter")
+    return labels
 
 
 @rule("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "addmv", "mv", "dot")

@@ -7,12 +7,14 @@ import copy
 import planted
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import compressor
 from compressor.errors import ModelError
 from compressor.export.widths import compare, resized
-from compressor.planning.exact import Fold
-from compressor.surgery.exact import moved
+from compressor.planning.folds import Fold
+from compressor.surgery.exact import exact_compress, moved
 from compressor.surgery.fold import folded
 from compressor.units.trace import trace
 
@@ -87,3 +89,36 @@ def test_float32_weights_stay_float32() -> None:
     graph = trace(model, x.float())
     small = folded(model, graph, [constant_fold(graph, "a", 0, {})])
     assert {p.dtype for p in small.parameters()} == {torch.float32}
+
+
+class Branches(nn.Module):
+    """Two branches, concatenated, plus a layer as wide as both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.skip = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(3, 10, 3, padding=1)
+        self.b, self.head = nn.Conv2d(10, 5, 3, padding=1), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(torch.cat([self.a(x), self.c(x)], 1) + self.skip(x))
+        return self.head(F.relu(self.b(x)).mean((2, 3)))
+
+
+def test_a_branch_keeps_a_unit_where_all_of_its_units_could_go() -> None:
+    torch.manual_seed(0)
+    model, x = Branches().double().eval(), torch.randn(64, 3, 6, 6, dtype=torch.float64)
+    model.b.weight.data[:, :4] = 0.0
+    small, plan = exact_compress(model, trace(model, x), x)
+    assert [fold.dropped for fold in plan.folds] == [(1, 2, 3)]
+    assert len(plan.findings) == 3
+    assert (small.get_parameter("a.weight").shape[0], small.get_parameter("skip.weight").shape[0]) == (1, 7)
+    with torch.no_grad():
+        assert moved([model(x)], [small(x)]) < 1e-10
+
+
+def test_a_lossy_plan_leaves_no_branch_empty() -> None:
+    torch.manual_seed(0)
+    model, x = Branches().eval(), torch.randn(64, 3, 6, 6)
+    model.b.weight.data[:, :4] *= 1e-6
+    result = compressor.compress(model, (x, model(x).argmax(1)), keep="params=0.4", align=1)
+    assert min(len(result.model.get_parameter(f"{name}.weight")) for name in ("a", "c", "skip")) >= 1

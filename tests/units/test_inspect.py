@@ -12,20 +12,20 @@ from compressor.units.trace import trace
 
 
 def described() -> dict[str, object]:
-    norm, grouped = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=2)
-    layers = nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 1), grouped, nn.Conv2d(8, 2, 1)
+    norm, mixing = nn.BatchNorm2d(8), nn.GroupNorm(2, 8)
+    layers = nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 1), mixing, nn.Conv2d(8, 2, 1)
     return describe(trace(nn.Sequential(*layers), torch.randn(2, 3, 8, 8)))
 
 
 def test_coverage_comes_first_and_names_reasons() -> None:
-    assert described()["summary"] == "2 of 4 layers covered; 2 frozen: written by a grouped convolution (2x)"
+    assert described()["summary"] == "2 of 3 layers covered; 1 frozen: norm mixes units (GroupNorm)"
 
 
 def test_groups_are_plain_data() -> None:
     told = described()
     assert json.loads(json.dumps(told)) == told
     assert next(iter(told)) == "summary"
-    first, second, third, last = told["groups"]  # type: ignore[misc]
+    first, second, last = told["groups"]  # type: ignore[misc]
     assert first == {
         "name": "0",
         "units": 8,
@@ -34,10 +34,9 @@ def test_groups_are_plain_data() -> None:
         "consumers": ["3"],
         "frozen": None,
     }
-    assert second["frozen"] == "read by a grouped convolution"
-    assert third["frozen"] == "written by a grouped convolution"
+    assert second["frozen"] == "norm mixes units (GroupNorm)"
     assert last["frozen"] == "model output"
-    assert told["units"] == {"all": 26, "live": 8, "frozen": 18}
+    assert told["units"] == {"all": 18, "live": 8, "frozen": 10}
 
 
 def test_full_coverage_has_no_reasons() -> None:

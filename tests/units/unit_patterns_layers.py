@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from unit_patterns import Net, pattern
+from unit_patterns import Net, image, pattern
 
 
 @pattern("a")
@@ -98,21 +98,72 @@ class depthwise_multiplier_two(Net):
         return self.d(x.relu()).relu()
 
 
-@pattern("a", "read by a grouped convolution")
+@pattern("a")
 class grouped(Net):
     def parts(self) -> None:
-        self.d = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.d = nn.Conv2d(8, 8, 3, padding=1, groups=4)
 
     def middle(self, x: Tensor) -> Tensor:
         return self.d(x.relu()).relu()
 
 
-@pattern("d", "written by a grouped convolution")
-class grouped_writer(grouped):
-    pass
+@pattern("a")
+class grouped_gated(grouped):
+    """The gate of every channel of a group goes with the group."""
+
+    def parts(self) -> None:
+        super().parts()
+        self.down, self.up = nn.Conv2d(8, 3, 1), nn.Conv2d(3, 8, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.d(x.relu()).relu()
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
-@pattern("a", "read by a grouped convolution")
+@pattern("a")
+class grouped_twice(grouped):
+    """Groups of different sizes: what overlaps goes together."""
+
+    def parts(self) -> None:
+        super().parts()
+        self.e = nn.Conv2d(8, 4, 3, padding=1, groups=2)
+
+    after = 4
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.e(self.d(x.relu()).relu()).relu()
+
+
+@pattern("a")
+class grouped_transposed(grouped):
+    def parts(self) -> None:
+        self.d = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4)
+
+
+@pattern("a")
+class grouped_after_concat(Net):
+    """Four groups of one branch, five of another."""
+
+    after = 9
+
+    def parts(self) -> None:
+        self.c, self.d = nn.Conv2d(3, 10, 1), nn.Conv2d(18, 9, 3, padding=1, groups=9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(torch.cat([self.a(x), self.c(x)], 1))
+        return self.head(F.relu(self.b(self.d(x).relu())).mean((2, 3)))
+
+
+@pattern("d", "written by a grouped convolution from channels that are no units", image(4))
+class grouped_first(Net):
+    def parts(self) -> None:
+        self.a, self.d = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 8, 3, padding=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.b(self.a(self.d(x).relu()).relu())).mean((2, 3)))
+
+
+@pattern("a")
 class fewer_outputs_than_inputs_grouped(Net):
     after = 4
 
