@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -103,3 +105,48 @@ for _name, _content in {
     "control characters": b"path,label\n\x1b]0;owned\x07,1\n",
 }.items():  # fmt: skip
     added("tables", f"a list of {_name}", partial(_list, content=_content))
+
+
+def _shard(folder: Path, members: dict[str, bytes], mode: str = "w", **odd: object) -> list[str]:
+    """A tar file of these members; `odd` are attributes of the first one's header."""
+    with tarfile.open(folder / "a.tar", mode) as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
+        for place, (name, content) in enumerate(members.items()):
+            found = tarfile.TarInfo(name)
+            found.size = len(content)
+            for key, value in odd.items() if place == 0 else ():
+                setattr(found, key, value)
+            archive.addfile(found, io.BytesIO(content))
+    return _analysed(folder, "webdataset:a.tar")
+
+
+_ROW = _array(_said("(6,)"), bytes(24))
+for _name, _members, _odd in (
+    ("a link to a file outside", {"1.npy": b""}, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+    ("a hard link", {"1.npy": b""}, {"type": tarfile.LNKTYPE, "linkname": "../../secret"}),
+    ("a device", {"1.npy": b""}, {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
+    ("a pipe", {"1.npy": b""}, {"type": tarfile.FIFOTYPE}),
+    ("objects", {"1.npy": _OBJECTS, "2.npy": _OBJECTS}, {}),
+    ("pickles", {"1.pkl": pickle.dumps(_Evil()), "1.cls": b"0"}, {}),
+    ("deep JSON", {"1.npy": _ROW, "1.json": b"[" * 100_000}, {}),
+    ("a label of megabytes", {"1.npy": _ROW, "1.cls": b"9" * 2**21}, {}),
+    ("a picture of 60,000 x 60,000 pixels", {"1.png": png(60_000, 60_000), "1.cls": b"0"}, {}),
+    ("control characters", {"\x1b]0;owned\x07.npy": b"", "1.cls": b"0"}, {}),
+):
+    added("tables", f"a shard of {_name}", partial(_shard, members=_members, **_odd))
+
+
+@attack("tables")
+def a_shard_that_unfolds(folder: Path) -> list[str]:
+    words = _shard(folder, {"1.npy": _ROW})
+    (folder / "a.tar").write_bytes(gzip.compress((folder / "a.tar").read_bytes() + bytes(300 * 2**20), 1))
+    return words
+
+
+@attack("tables")
+def a_shard_whose_member_says_it_is_terabytes(folder: Path) -> list[str]:
+    words = _shard(folder, {"1.npy": _ROW, "2.npy": _ROW})
+    header = tarfile.TarInfo("1.npy")
+    header.size = 2**42
+    content = (folder / "a.tar").read_bytes()
+    (folder / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + content[512:])
+    return words
