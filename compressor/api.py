@@ -106,8 +106,11 @@ def compress(
 
 
 def scored_by(metric: Callable[..., Any] | None, limits: tuple[float, float]) -> Score | None:
-    """The score that a function handed over in Python is."""
-    return None if metric is None else Score(f"{metric.__module__}:{metric.__qualname__}", metric, *limits)
+    """The score that a function (or metric of torchmetrics) handed over in Python is."""
+    if metric is None:
+        return None
+    name = getattr(metric, "__qualname__", type(metric).__qualname__)
+    return Score(f"{metric.__module__}:{name}", metric, *limits)
 
 
 def finished(

@@ -163,7 +163,7 @@ def _members(where: str, shard: Path) -> Iterator[tuple[str, Member]]:
                 if found.offset <= last or found.size < 0 or found.offset_data + found.size > size:
                     raise tarfile.ReadError(f"a member of {found.size} bytes at {found.offset_data} of {size}")
                 last = found.offset
-                archive.members = []  # it would keep every header
+                archive.members = []  # type: ignore[attr-defined]  (it would keep every header)
                 if found.isdir():
                     continue
                 if not found.isreg() or found.issparse():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import compressor
 from compressor.errors import CompressorError, DataError, SourceError, UsageError
 from compressor.verify.judge import judge
-from compressor.verify.scores import Score, load_score
+from compressor.verify.scores import Score, cosine, load_score
 
 SCORES = '''
 import torch
@@ -210,3 +210,69 @@ def test_a_record_runs_no_metric_that_was_not_named(tasks: Path):
         load_score("other.py:near", 0, 1, tasks / "gone")
     with pytest.raises(UsageError):
         load_score("other", 0, 1)
+
+
+class Mean:
+    """As torchmetrics has them: the mean absolute error over what was taken in."""
+
+    higher_is_better: bool | None = False
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor, self.errors = factor, [torch.tensor(5.0)]
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.errors.append((preds - target).abs().mean() * self.factor)
+
+    def compute(self) -> Tensor:
+        return torch.stack(self.errors).mean()
+
+    def reset(self) -> None:
+        self.errors = []
+
+
+def test_a_metric_object_is_asked_sample_by_sample():
+    metric, outputs = Mean(), torch.tensor([[1.0], [2.0], [4.0]])
+    found = Score("mean", metric, 0, 4)(outputs, torch.tensor([[1.0], [1.0], [1.0]]))
+    assert found.tolist() == [1.0, 0.75, 0.25]
+    assert len(metric.errors) == 1  # as it was given
+    metric.higher_is_better = None
+    with pytest.raises(DataError, match="higher is better"):
+        Score("mean", metric, 0, 4)(outputs, outputs)
+
+
+def test_a_class_and_a_function_with_arguments_by_name(tmp_path: Path):
+    (tmp_path / "own.py").write_text(
+        "def constant(outputs, targets, value=0.0):\n    return outputs[:, 0] * 0 + value\n"
+    )
+    score = load_score("own.py:constant?value=0.5", 0, 1, tmp_path)
+    assert score is not None
+    assert score(torch.ones(3, 2), torch.ones(3, 2)).tolist() == [0.5] * 3
+    assert score.name.endswith("own.py:constant?value=0.5")
+    angle = load_score("compressor.verify.scores:cosine", -1, 1)
+    assert angle is not None
+    assert angle(torch.tensor([[1.0, 0], [0, 2]]), torch.tensor([[3.0, 0], [1, 0]])).tolist() == [1.0, 0.5]
+
+
+def test_torchmetrics_by_name():
+    pytest.importorskip("torchmetrics")
+    outputs, targets = torch.tensor([[1.0, 0], [0, 2], [1, 1]]), torch.tensor([[3.0, 0], [1, 0], [1, 1]])
+    angle = load_score("torchmetrics.regression:CosineSimilarity?reduction=sum", -1, 1)
+    error = load_score("torchmetrics.regression:MeanAbsoluteError", 0, 2)
+    assert angle is not None
+    assert error is not None
+    assert angle(outputs, targets) == pytest.approx([1.0, 0.5, 1.0])
+    assert error(outputs, targets) == pytest.approx([0.5, 0.25, 1.0])
+
+
+def test_an_embedding_is_judged_by_its_angle_to_the_original_s(tasks: Path):
+    """Without labels the targets are the original's outputs, which are numbers: nothing is read as classes."""
+    rows = torch.randn(900, 6, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 8)).eval()
+    found = compressor.compress(
+        model, rows, keep="params=0.6", align=1, max_drop=3, metric=cosine, metric_range=(-1, 1)
+    )
+    assert found.verdict is not None
+    assert found.verdict.value == "passed"
+    assert found.verdict.original == pytest.approx(100)
+    assert any("targets are the original's own outputs" in warning for warning in found.record["warnings"])
