@@ -1,27 +1,39 @@
-"""Commands that need no data: inspect, export again, doctor."""
+"""Commands beside the runs: inspect, export again (also in lower precision), doctor."""
 
 from __future__ import annotations
 
 import math
 import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from compressor.errors import UsageError
-from compressor.export.files import write_json
+from compressor.clock import timetable
+from compressor.deliver import time_files, write_record
+from compressor.errors import SourceError, UsageError
+from compressor.export.block import measured_block
+from compressor.export.files import VARIANTS, write_json
+from compressor.export.precision import parse_precisions
+from compressor.export.tablefile import write_table
+from compressor.questions import Question
 from compressor.recording import machine, random_inputs, versions
 from compressor.report.record import read_record
 from compressor.sources.checkpoint import file_sha256
+from compressor.sources.data import load_data
 from compressor.sources.models import LoadedModel, load_model
+from compressor.sources.samples import as_samples
 from compressor.stages import floating
 from compressor.units.check import checked
 from compressor.units.dense import with_dense_attention
 from compressor.units.inspect import describe
 from compressor.units.trace import trace
-from compressor.verification import ONNX, RECORD, open_bundle
+from compressor.variants import write_variants
+from compressor.verification import ONNX, RECORD, allowed_by, open_bundle, original_of, recorded, score_of
+from compressor.verify.accuracy import outputs_of
 
 EXPORT_BATCH = 8
 
@@ -40,7 +52,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def _example(loaded: LoadedModel, shape: str | None, spec: str) -> torch.Tensor:
     known = parse_shape(shape) if shape is not None else loaded.input_shape
     if known is None:
-        raise UsageError(f"inspect {spec}", "no input shape", "--input", "for example --input 3,224,224")
+        raise UsageError(f"model {spec}", "no input shape", "--input", "for example --input 3,224,224")
     generator = torch.Generator().manual_seed(0)
     if loaded.vocabulary is not None:
         return torch.randint(loaded.vocabulary, (2, *known), generator=generator)
@@ -49,10 +61,7 @@ def _example(loaded: LoadedModel, shape: str | None, spec: str) -> torch.Tensor:
 
 def inspect_model(spec: str, shape: str | None = None, checkpoint: str | None = None) -> dict[str, Any]:
     """Units, groups and reasons of a model, proven by dry runs on random inputs of its shape."""
-    if checkpoint is None and spec.startswith(("torchvision:", "timm:")) and "weights=" not in spec:
-        spec += "&weights=none" if "?" in spec else "?weights=none"  # the layout does not depend on the weights
-    loaded = load_model(spec, checkpoint, load_bundle=open_bundle)
-    inputs = _example(loaded, shape, spec)
+    loaded, inputs = _without_weights(spec, shape, checkpoint)
     model = with_dense_attention(loaded.model, inputs, normal=False)
     graph = checked(model, trace(model, inputs), inputs)
     return {"model": spec, "input": list(inputs.shape[1:]), **describe(graph)}
@@ -72,8 +81,65 @@ def export_bundle(folder: Path, shape: str | None = None) -> dict[str, Any]:
     if (folder / RECORD).is_file():
         record = read_record(folder / RECORD).model_dump(mode="json")
         record["files"] = {**record.get("files", {}), ONNX: file_sha256(folder / ONNX)}
+        record["onnx"] = record["onnx"] or {**made, "path": ONNX, "latency_ratio": None, "latency": None}
         write_json(folder / RECORD, record)
     return made
+
+
+def export_variants(folder: Path, precision: Sequence[str], data: str, checkpoint: str | None = None) -> dict[str, Any]:
+    """Write `model.onnx` of a bundle in other precisions, calibrated and judged on DATA, and say so in its record.
+
+    Every variant is judged against the original, as the run's own files were. Raises SourceError where the original
+    cannot be had, UsageError for precisions that are none.
+    """
+    wanted = parse_precisions(tuple(precision))
+    record = recorded(folder)
+    if record.verdict is None:
+        raise SourceError(f"record of '{folder}'", "no verdict", "the record of a compression", "name its folder.")
+    original = original_of(folder, record, checkpoint)
+    parts = load_data(data, seed=record.seed, transform=original.transform)
+    before = outputs_of(original.answers or original.model, parts.judge)
+    allowed, score = allowed_by(folder, record), score_of(folder, record)
+    plain = record.model_dump(mode="json")
+    for name in VARIANTS:
+        (folder / name).unlink(missing_ok=True)
+    question = Question(before, parts.judge, record.verdict, *allowed, score)
+    made, warnings = write_variants(wanted, folder / ONNX, parts.calibrate, question)
+    if parts.judge.fingerprint != record.data.judge:
+        warnings.append("Variants were judged on other samples than the network.")
+    plain["warnings"] = [*plain["warnings"], *(text for text in warnings if text not in plain["warnings"])]
+    time_files(original.model, parts.judge.batch(torch.arange(min(64, len(parts.judge))))[0], folder, plain, made)
+    others = {name: mark for name, mark in plain["files"].items() if name not in VARIANTS}
+    plain["files"] = {**others, **{variant.path.name: file_sha256(variant.path) for variant in made}}
+    write_record(plain, folder)
+    return {"variants": plain["onnx"]["variants"], "warnings": warnings}
+
+
+def timetable_file(
+    spec: str, out: str, shape: str | None = None, checkpoint: str | None = None, *, batch: int, threads: int,
+    seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a model's width -> time table here and write it to the file `out`; what was written.
+
+    Times do not depend on weights or data, so a shape is enough. Raises UsageError where the file cannot be written.
+    """
+    loaded, inputs = _without_weights(spec, shape, checkpoint)
+    model = with_dense_attention(loaded.model, inputs)
+    graph, samples = checked(model, trace(model, inputs), inputs), as_samples(inputs)
+    block = measured_block(threads).block
+    with tempfile.TemporaryDirectory() as folder:
+        table = timetable(
+            model, graph, samples, Path(folder), block, batch=batch, threads=threads, seconds=seconds
+        )[1]  # fmt: skip
+    return write_table(out, table, {"model": spec, "machine": machine(), "versions": versions()})
+
+
+def _without_weights(spec: str, shape: str | None, checkpoint: str | None) -> tuple[LoadedModel, torch.Tensor]:
+    """A model whose weights do not matter (so that none are downloaded), and inputs of its shape."""
+    if checkpoint is None and spec.startswith(("torchvision:", "timm:")) and "weights=" not in spec:
+        spec += "&weights=none" if "?" in spec else "?weights=none"
+    loaded = load_model(spec, checkpoint, load_bundle=open_bundle)
+    return loaded, _example(loaded, shape, spec)
 
 
 def _input_in(folder: Path) -> Any:
@@ -90,8 +156,6 @@ def _input_in(folder: Path) -> Any:
 def doctor_facts() -> dict[str, Any]:
     """What this machine has: versions, devices, runtimes, data sets, the measured block."""
     import onnxruntime
-
-    from compressor.export.block import measured_block
 
     accelerators = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     folder = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from torch import nn
 from compressor import pipeline
 from compressor.capacity.single import layers_of_one
 from compressor.deliver import write
+from compressor.export.precision import parse_precisions
 from compressor.observe import from_first
-from compressor.options import Options, parse_align, parse_keep, parse_recover, refuse_unread
+from compressor.options import Options, parse_align, parse_keep, parse_recover, refuse_unread, refuse_unread_table
 from compressor.outcome import Outcome
 from compressor.recording import assemble
 from compressor.records import Verdict
@@ -52,19 +53,21 @@ class Result:
         source: Mapping[str, Any] | None = None,
         keep_failed: bool = False,
         onnx: bool = True,
+        precision: Sequence[str] = (),
         report: Report = silent,
     ) -> Path:
         """Write the bundle, the ONNX file (judged again), `record.json` and `report.html` into `folder`.
 
+        `precision` (`"fp16"`, `"int8"`) adds variants of the ONNX file, each judged against the original like it; one
+        that fails is kept as `model.int8.failed.onnx`.
         A failed verdict writes the record and the report only, unless `keep_failed`. An earlier result in the
         folder is replaced, file by file; `record` becomes the record that was written. Without `source` (as
         `compressor.sources.models.Source.as_dict` gives it) only `load(DIR, factory=...)` can read the bundle.
         Of several processes the first writes. Raises UsageError where nothing can be written.
         """
-        path = Path(folder)
-        self.record = from_first(
-            lambda: write(self, path, source=source, keep_failed=keep_failed, onnx=onnx, report=report)
-        )
+        path, variants = Path(folder), parse_precisions(tuple(precision))
+        how: dict[str, Any] = {"keep_failed": keep_failed, "onnx": onnx, "precision": variants}
+        self.record = from_first(lambda: write(self, path, source=source, report=report, **how))
         return path
 
 
@@ -83,6 +86,7 @@ def compress(
     unlabelled: Any = None,
     metric: Callable[..., Any] | None = None,
     metric_range: tuple[float, float] = (0.0, 1.0),
+    latency_table: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
     report: Report = silent,
@@ -93,14 +97,17 @@ def compress(
     `"macs=0.5"`); without it the search finds the smallest size whose accuracy drop is shown, at `confidence`, to be
     at most `max_drop` percentage points. `recover` (`"8ep"`, `"5min"`, `"400st"`) lets every candidate learn the
     original's outputs again, on the inputs of `calibrate` and of `unlabelled`; no labels are read for that. Instead of
-    accuracy `metric(outputs, targets)` may score each sample within `metric_range`, higher is better. A verdict
-    that failed or stayed undecided is a result, not an error. Raises CompressorErrors for a model, data or options
+    accuracy `metric(outputs, targets)` may score each sample within `metric_range`, higher is better.
+    `latency_table` is a file that `compressor timetable` wrote on the machine whose latency `keep="latency=0.4"` is
+    about. A verdict that failed or stayed undecided is a result, not an error. Raises CompressorErrors for a model, data or options
     that cannot be worked with.
     """
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
     score = scored_by(metric, metric_range)
-    options = Options(max_drop, confidence, *asked, score and score.name, metric_range)
+    table = None if latency_table is None else str(latency_table)
+    options = Options(max_drop, confidence, *asked, score and score.name, metric_range, table)
     refuse_unread(unlabelled, options)
+    refuse_unread_table(options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
     return finished(model, data, options, report=report, score=score)
 

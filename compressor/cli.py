@@ -28,11 +28,13 @@ from compressor.flags import (
     Json,
     Keep,
     KeepFailed,
+    LatencyTable,
     MaxDrop,
     MetricOption,
     MetricRange,
     Model,
     Out,
+    Precisions,
     Recover,
     Resume,
     Seed,
@@ -85,15 +87,17 @@ def compress(
     confidence: Confidence = 0.95, keep: Keep = None, exact: Exact = False, align: Align = "auto",
     recover: Recover = None, unlabelled: Unlabelled = None, metric: MetricOption = None,
     metric_range: MetricRange = None, device: Device = "auto", seed: Seed = 0, resume: Resume = False,
-    force: Force = False, keep_failed: KeepFailed = False, as_json: Json = False, trust_source: Trust = False,
+    force: Force = False, keep_failed: KeepFailed = False, precision: Precisions = None,
+    latency_table: LatencyTable = None, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make a network smaller, judge it, and write the bundle, the ONNX file and the report."""
     from compressor.jobs import Job
     from compressor.options import Options, parse_align, parse_keep, parse_range, parse_recover
 
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(max_drop, confidence, *asked, metric, parse_range(metric_range))
-    job = Job(model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled)
+    options = Options(max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table)
+    job = Job(model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled,
+              precision=tuple(precision or ()))  # fmt: skip
     _run_job(job, out, resume, force, as_json)
 
 
@@ -179,8 +183,8 @@ def frontier(
     max_drop: MaxDrop = 0.5, confidence: Confidence = 0.95, align: Align = "auto", recover: Recover = None,
     unlabelled: Unlabelled = None, metric: MetricOption = None, metric_range: MetricRange = None,
     device: Device = "auto", seed: Seed = 0, resume: Resume = False,
-    force: Force = False, keep_failed: KeepFailed = False, as_json: Json = False,
-    trust_source: Trust = False,
+    force: Force = False, keep_failed: KeepFailed = False, precision: Precisions = None,
+    latency_table: LatencyTable = None, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make networks of several sizes from one analysis, judge them together, and draw size against accuracy."""
     from compressor.frontier.folder import run
@@ -192,9 +196,17 @@ def frontier(
 
     wanted = Sizes(measure, parse_sizes(sizes), count)
     asked = (None, False, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(max_drop, confidence, *asked, metric, parse_range(metric_range))
+    options = Options(max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table)
     job = Job(
-        model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled, sizes=wanted
+        model,
+        data,
+        options,
+        checkpoint,
+        command=_typed(),
+        keep_failed=keep_failed,
+        unlabelled=unlabelled,
+        sizes=wanted,
+        precision=tuple(precision or ()),
     )
     with shown(Console(stderr=True), as_json) as report:
         found = run(job, out, resume=resume, force=force, report=report)
@@ -254,15 +266,27 @@ def replay(
 def export(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a bundle folder")],
     kind: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
-    shape: Shape = None, as_json: Json = False, trust_source: Trust = False,
+    shape: Shape = None, precision: Precisions = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="what variants are calibrated and judged on")
+    ] = None,
+    checkpoint: Checkpoint = None, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
-    """Write the bundle's network again as one ONNX file, compared with it at several batch sizes."""
-    from compressor.analysis import export_bundle
+    """Write the bundle's network again as one ONNX file, compared with it at several batch sizes; also variants."""
+    from compressor.analysis import export_bundle, export_variants
+    from compressor.report.judged import variants_view
 
     if kind != "onnx":
         raise UsageError("--format", kind, "onnx", "other formats come later")
+    if (precision is None) != (data is None):
+        raise UsageError("--precision and --data", "one of them", "both or none", "variants are judged on data.")
     made = export_bundle(Path(folder), shape)
-    _emit(made, lambda: f"{made['path']}: opset {made['opset']}, {made['bytes']:,} bytes", as_json)
+    if precision is None or data is None:
+        _emit(made, lambda: f"{made['path']}: opset {made['opset']}, {made['bytes']:,} bytes", as_json)
+        return
+    found = export_variants(Path(folder), precision, data, checkpoint)
+    _emit({**made, **found}, lambda: variants_view(found), as_json)
+    raise typer.Exit(max((EXIT[one["verdict"]["value"]] for one in found["variants"]), key=(0, 4, 1).index, default=3))
 
 
 @app.command()
@@ -279,6 +303,23 @@ def bench(
     paths = [Path(file) / "model.onnx" if Path(file).is_dir() else Path(file) for file in files]
     found = compare_latency(paths, batch=batch, threads=threads, seconds=seconds).as_dict()
     _emit(found, lambda: bench_view(found), as_json)
+
+
+@app.command()
+def timetable(
+    model: Model, out: Annotated[str, typer.Option("--out", metavar="FILE", help="JSON file to write")],
+    shape: Shape = None, checkpoint: Checkpoint = None,
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 32,
+    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 20.0,
+    as_json: Json = False, trust_source: Trust = False,
+) -> None:  # fmt: skip
+    """Measure on this machine how long each layer takes at each width, for --latency-table on another one."""
+    from compressor.analysis import timetable_file
+    from compressor.report.views import timetable_view
+
+    found = timetable_file(model, out, shape, checkpoint, batch=batch, threads=threads, seconds=seconds)
+    _emit(found, lambda: timetable_view(found, out), as_json)
 
 
 @app.command()

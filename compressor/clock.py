@@ -22,12 +22,13 @@ from compressor.export.latency import FileLatency, compare_latency
 from compressor.export.onnx import export_onnx
 from compressor.export.parity import bare_copy
 from compressor.export.session import OnnxModel
-from compressor.export.timetable import Timetable, measured_table
+from compressor.export.tablefile import read_table, refuse_other_network
+from compressor.export.timetable import Shape, Timetable, free_axes, measured_table, shape_of
 from compressor.observe import from_first
 from compressor.planning.allocation import Allocator
 from compressor.planning.timing import LATENCY, TimedSizes
 from compressor.sources.samples import Samples, batches
-from compressor.surgery.landing import landings
+from compressor.surgery.landing import Landing, landings
 from compressor.units.cut import cut, keep_mask
 from compressor.units.graph import UnitGraph
 from compressor.units.program import record
@@ -57,36 +58,36 @@ class Clock:
     seed: int
     known: Mapping[str, Any] | None = None
     """What an earlier run took; it is taken again instead of timing plans."""
+    given: str | None = None
+    """The file that the table comes from, if it was measured elsewhere: plans are not timed here then."""
 
     @classmethod
     def wind(
         cls, model: nn.Module, graph: UnitGraph, samples: Samples, seed: int,
         report: Callable[[float], None] = lambda _done: None, known: Mapping[str, Any] | None = None,
+        file: str | Path | None = None,
     ) -> Clock:  # fmt: skip
-        """Measure the table of `model`, in about TABLE_SECONDS.
+        """Measure the table of `model`, in about TABLE_SECONDS, or read it from `file`.
 
         `known` is what `corrected` told in an earlier run: nothing is measured then. Raises ModelError where the
-        network cannot be exported.
+        network cannot be exported, SourceError for a file that is no table of this network.
         """
         model = bare_copy(model, torch.float32)
         if known is not None:
             table = Timetable.from_dict(known["table"])
             sizes = TimedSizes(Sizes(model, graph), graph, table.layers, table.rest, table.block)
             return cls(model, Path(), graph, samples, table, sizes, None, seed, known)
+        if file is not None:
+            table = from_first(lambda: read_table(file))
+            refuse_other_network(file, table, layers_of(model, graph, samples, table.batch))
+            sizes = TimedSizes(Sizes(model, graph), graph, table.layers, table.rest, table.block)
+            return cls(model, Path(), graph, samples, table, sizes, None, seed, given=str(file))
         block = from_first(lambda: measured_block(THREADS, seed))
-        few = next(batches(samples.take(range(min(2, len(samples)))), 2, dtype=torch.float32))
-        spots = landings(record(model, few.inputs))
         folder = Path(tempfile.mkdtemp())
-
-        def measured() -> tuple[Path, Timetable]:
-            file = OnnxModel(_exported(model, samples, folder), THREADS)
-            return file.path, measured_table(
-                file.path, file.feed(_filled(samples)), spots, len(few.ids), graph,
-                block=block.block, threads=THREADS, seconds=TABLE_SECONDS, seed=seed, report=report,
-            )  # fmt: skip
-
         try:
-            original, table = from_first(measured)  # of several processes one measures: timings differ
+            original, table = from_first(  # of several processes one measures: timings differ
+                lambda: timetable(model, graph, samples, folder, block.block, seed=seed, report=report)
+            )
             sizes = TimedSizes(Sizes(model, graph), graph, table.layers, table.rest, block.block)
             clock = cls(model, original, graph, samples, table, sizes, block, seed)
         except BaseException:
@@ -113,11 +114,16 @@ class Clock:
         """The share to plan for so that the *measured* ratio is `asked`, and what was tried on the way.
 
         Where a measurement is off by more than NEAR, and its whole interval is off, the target is scaled by as much,
-        at most CORRECTIONS times; of the plans tried the nearest counts. Raises UsageError where even the smallest
+        at most CORRECTIONS times; of the plans tried the nearest counts. A table from elsewhere is taken at its word:
+        its machine is not here to time plans. Raises UsageError where even the smallest
         network is predicted to take longer.
         """
         if self.known is not None:
             return self.known["target"], dict(self.known)
+        if self.given is not None:
+            plan = {"target": asked, "predicted": self.predicted(dict(allocator.plan(LATENCY, asked).kept))}
+            told = {**plan, "measured": None, "interval": None}
+            return asked, {"asked": asked, **told, "tried": [told], "table": self.table.as_dict(), "given": self.given}
         whole = allocator.sizes.total(LATENCY, allocator.full())
         least = allocator.smallest(LATENCY) / whole
         share, tried, last = asked, [], None
@@ -147,10 +153,43 @@ class Clock:
 
 def missed(said: dict[str, Any] | None) -> list[str]:
     """A warning where what `Clock.corrected` took is measurably slower than what was asked for."""
-    if said is None or said["measured"] <= (1 + NEAR) * said["asked"] or said["interval"][0] <= said["asked"]:
+    if (
+        said is None
+        or said["measured"] is None
+        or said["measured"] <= (1 + NEAR) * said["asked"]
+        or said["interval"][0] <= said["asked"]
+    ):
         return []
     words = f"{said['asked']:.1%} of the original's latency was asked for, the nearest plan measured"
     return [f"{words} {said['measured']:.1%} [{said['interval'][0]:.1%}, {said['interval'][1]:.1%}]."]
+
+
+def timetable(
+    model: nn.Module, graph: UnitGraph, samples: Samples, folder: Path, block: int, *, batch: int = BATCH,
+    threads: int = THREADS, seconds: float | None = None, seed: int = 0,
+    report: Callable[[float], None] = lambda _done: None,
+) -> tuple[Path, Timetable]:  # fmt: skip
+    """The network's ONNX file, written into `folder`, and its table for calls of `batch` samples."""
+    model = bare_copy(model, torch.float32)
+    few, spots = _spots(model, samples)
+    file = OnnxModel(_exported(model, samples, folder), threads)
+    return file.path, measured_table(
+        file.path, file.feed(_filled(samples, batch)), spots, few, graph, block=block, threads=threads,
+        seconds=TABLE_SECONDS if seconds is None else seconds, seed=seed, report=report,
+    )  # fmt: skip
+
+
+def layers_of(model: nn.Module, graph: UnitGraph, samples: Samples, batch: int) -> list[tuple[str, Shape]]:
+    """The names of the weights that a table of this network has, in its order, and how the runtime sees each layer."""
+    few, spots = _spots(model, samples)
+    free = free_axes(graph)
+    return [(f"{spot.module}.weight", shape_of(spot, batch / few, free)) for spot in spots]
+
+
+def _spots(model: nn.Module, samples: Samples) -> tuple[int, list[Landing]]:
+    """The layers of a network, and how many samples they were recorded with."""
+    few = next(batches(samples.take(range(min(2, len(samples)))), 2, dtype=torch.float32))
+    return len(few.ids), landings(record(model, few.inputs))
 
 
 def _exported(model: nn.Module, samples: Samples, folder: Path) -> Path:
@@ -158,6 +197,6 @@ def _exported(model: nn.Module, samples: Samples, folder: Path) -> Path:
     return export_onnx(model, inputs, folder / "model.onnx", threads=THREADS).path
 
 
-def _filled(samples: Samples) -> Any:
-    """The inputs of BATCH samples; where there are fewer, some come more than once."""
-    return samples.batch(torch.arange(BATCH) % len(samples))[0]
+def _filled(samples: Samples, batch: int = BATCH) -> Any:
+    """The inputs of `batch` samples; where there are fewer, some come more than once."""
+    return samples.batch(torch.arange(batch) % len(samples))[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from compressor.export.bundle import save_bundle
 from compressor.export.files import OUTPUTS, scratch_folder, write_json
 from compressor.export.latency import compare_latency
 from compressor.export.onnx import export_onnx
-from compressor.export.session import OnnxModel
+from compressor.export.precision import Precision
+from compressor.questions import Question
 from compressor.report.html import write_html
 from compressor.report.record import validate
 from compressor.stages import Report
-from compressor.verification import ONNX, RECORD, REPORT, hashes, rejudged
-from compressor.verify.accuracy import outputs_of
+from compressor.variants import Variant, write_variants
+from compressor.verification import ONNX, RECORD, REPORT, hashes
 
 if TYPE_CHECKING:
     from compressor.api import Result
@@ -31,8 +33,9 @@ LATENCY_SECONDS = 6.0
 
 
 def write(
-    result: Result, folder: Path, *, source: Mapping[str, Any] | None, keep_failed: bool, onnx: bool, report: Report
-) -> dict[str, Any]:
+    result: Result, folder: Path, *, source: Mapping[str, Any] | None, keep_failed: bool, onnx: bool, report: Report,
+    precision: Sequence[Precision] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Write everything, in place of an earlier result, and return the record that was written.
 
     The record comes last: a folder with a record is complete.
@@ -52,7 +55,7 @@ def write(
         save_bundle(folder, result.model, result.original, plain)
         if onnx:
             report("export", 0.3)
-            _export(result, folder, record, report)
+            _export(result, folder, record, report, precision)
     record["files"] = hashes(folder)
     record["seconds"]["export"] = round(time.perf_counter() - started, 3)
     write_record(record, folder)
@@ -88,7 +91,9 @@ def anonymous(model: nn.Module) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _export(result: Result, folder: Path, record: dict[str, Any], report: Report) -> None:
+def _export(
+    result: Result, folder: Path, record: dict[str, Any], report: Report, precision: Sequence[Precision]
+) -> None:
     samples = result.data.judge
     inputs, _ = samples.batch(torch.arange(min(64, len(samples))))
     try:
@@ -100,37 +105,48 @@ def _export(result: Result, folder: Path, record: dict[str, Any], report: Report
     if not made.parity.signal:
         record["warnings"].append("The ONNX file's parity has no signal: its outputs do not vary over the inputs.")
     report("export", 0.5)
-    _judge_file(result, folder / ONNX, record)
+    variants = _judged(result, folder, record, precision)
     report("export", 0.7)
-    _time(result, inputs, folder, record)
+    time_files(result.original, inputs, folder, record, variants)
 
 
-def _judge_file(result: Result, path: Path, record: dict[str, Any]) -> None:
-    """The verdict once more, on the exported file itself."""
+def _judged(result: Result, folder: Path, record: dict[str, Any], precision: Sequence[Precision]) -> list[Variant]:
+    """The verdict once more, on the exported file itself, and on each of its variants."""
     before, verdict = result.outcome.judged_on, result.verdict
     if before is None or verdict is None:
-        return
-    samples = result.data.judge
-    after = outputs_of(OnnxModel(path, threads=torch.get_num_threads()), samples, check=False)
-    again = rejudged(before, after, verdict, file=True, score=result.score, keys=samples.hashes)
+        return []
+    allowed = (record["options"]["max_drop"], record["options"]["confidence"])
+    question = Question(before, result.data.judge, verdict, *allowed, result.score)
+    again = question.put(folder / ONNX)
     record["onnx_verdict"] = again.as_dict()
     if again.value != verdict.value:
         record["warnings"].append(
             f"The ONNX file's verdict is '{again.value}', the network's is '{verdict.value}': deploy with care."
         )
+    made, warnings = write_variants(precision, folder / ONNX, result.data.calibrate, question)
+    record["warnings"] += warnings
+    return made
 
 
-def _time(result: Result, inputs: Any, folder: Path, record: dict[str, Any]) -> None:
-    """Latency of the file against the original's own export, in interleaved rounds on one thread."""
+def time_files(
+    original: nn.Module, inputs: Any, folder: Path, record: dict[str, Any], variants: Sequence[Variant]
+) -> None:
+    """Note latency and size of the files in the record, against `original`'s own export, in interleaved rounds.
+
+    All on one thread. Where that cannot be, the record gets a warning, and the variants without latencies.
+    """
+    record["onnx"]["variants"] = [variant.as_dict() for variant in variants]
     with scratch_folder(folder) as scratch:
         try:
-            base = export_onnx(result.original, inputs, scratch / "original.onnx")
-            compared = compare_latency(
-                [base.path, folder / ONNX], batch=LATENCY_BATCH, threads=1, seconds=LATENCY_SECONDS
-            )
+            base = export_onnx(original, inputs, scratch / "original.onnx")
+            files = [base.path, folder / ONNX, *(variant.path for variant in variants)]
+            seconds = LATENCY_SECONDS * len(files) / 2
+            compared = compare_latency(files, batch=LATENCY_BATCH, threads=1, seconds=seconds)
         except (ModelError, SourceError) as error:
             record["warnings"].append(f"Latency was not measured: {error}")
             return
     record["onnx"]["original_bytes"] = base.bytes
-    record["onnx"]["latency"] = compared.as_dict()
+    record["onnx"]["latency"] = replace(compared, files=compared.files[:2]).as_dict()
+    timed = zip(variants, compared.files[2:], strict=True)
+    record["onnx"]["variants"] = [replace(variant, latency=file).as_dict() for variant, file in timed]
     record["onnx"]["latency_ratio"] = compared.files[1].ratio

@@ -34,6 +34,13 @@ Keep = Annotated[
     str | None,
     typer.Option("--keep", metavar="params=0.35|macs=0.5|latency=0.4", help="fix the size instead of searching it"),
 ]
+LatencyTable = Annotated[
+    str | None,
+    typer.Option(
+        "--latency-table", metavar="FILE",
+        help="plan --keep latency= by layer times that `compressor timetable` measured elsewhere, not by those of here",
+    ),
+]  # fmt: skip
 Exact = Annotated[bool, typer.Option("--exact", help="lossless: remove only what is certified")]
 Align = Annotated[
     str, typer.Option("--align", metavar="auto|N", help="widths in multiples of the runtime's block; 1 switches it off")
@@ -59,6 +66,13 @@ MetricOption = Annotated[
 MetricRange = Annotated[
     str | None, typer.Option("--metric-range", metavar="0,1", help="lowest and highest score; drops are percent of it")
 ]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision", metavar="fp16|int8",
+        help="also write the ONNX file in this precision, judged like it against the original; may be given twice",
+    ),
+]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of every random choice")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or return its finished result")]

@@ -39,6 +39,7 @@ def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any)
     options = Options(
         asked.max_drop, asked.confidence, parse_keep(asked.keep), asked.exact, asked.align, asked.device, asked.seed,
         parse_recover(asked.recover), asked.metric, asked.metric_range,
+        latency_table=None if asked.latency_table is None else str(base / Path(asked.latency_table).expanduser()),
     )  # fmt: skip
     return Job(
         recipe.model_spec,
@@ -50,6 +51,7 @@ def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any)
         command=command,
         recipe=resolved(recipe),
         unlabelled=asked.unlabelled,
+        precision=asked.precision,
     )
 
 
@@ -110,7 +112,8 @@ def _compressed(
     if not job.options.exact:
         uses = cache_folder() / "judge_uses.json"
         about["judge_uses"] = from_first(lambda: count_use(uses, data.judge.fingerprint))
-    result.save(folder, source=plain, keep_failed=job.keep_failed, onnx=job.onnx, report=report)
+    how: dict[str, Any] = {"keep_failed": job.keep_failed, "onnx": job.onnx, "precision": job.precision}
+    result.save(folder, source=plain, report=report, **how)
     return from_first(lambda: read_record(folder / RECORD))
 
 

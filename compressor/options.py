@@ -29,6 +29,8 @@ class Options:
     metric: str | None = None
     """`path.py:function` that scores each answer, instead of accuracy; its scores lie within `metric_range`."""
     metric_range: tuple[float, float] = (0.0, 1.0)
+    latency_table: str | None = None
+    """A file of `compressor timetable`, for sizes that are told by latency, instead of measuring here."""
     timed: dict[str, Any] | None = None
     """What the clock told in an earlier run, for a replay: its plan is taken again and nothing is timed."""
 
@@ -61,6 +63,8 @@ class Options:
         """Plain values for the record."""
         plain = asdict(self)
         del plain["timed"]
+        if self.latency_table is None:
+            del plain["latency_table"]
         plain["keep"] = None if self.keep is None else f"{self.keep[0]}={self.keep[1]:g}"
         plain["metric_range"] = list(self.metric_range)
         if self.metric is None:
@@ -106,6 +110,14 @@ def refuse_unread(unlabelled: object, options: Options, where: str = "unlabelled
     if unlabelled is not None and options.recover is None:
         wanted = where.replace("unlabelled", "recover")
         raise UsageError(where, f"no {wanted}", "both", "only recovery reads unlabelled data.")
+
+
+def refuse_unread_table(options: Options, sizes: Sizes | None = None) -> None:
+    """UsageError for a latency table that nothing reads."""
+    measure = sizes.measure if sizes else options.keep[0] if options.keep else None
+    if options.latency_table is not None and measure != "latency":
+        where = "--latency-table"
+        raise UsageError(where, f"sizes told by {measure or 'accuracy'}", "by latency", "add --keep latency=0.5.")
 
 
 def parse_sizes(text: str | None) -> tuple[float, ...] | None:

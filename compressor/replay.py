@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from compressor.errors import SourceError, UsageError
-from compressor.export.files import clean_partial
+from compressor.export.files import VARIANTS, clean_partial
 from compressor.jobs import Job, run
 from compressor.options import Options, parse_align, parse_keep, parse_recover
 from compressor.report.record import read_record
@@ -29,14 +29,15 @@ from compressor.verification import ONNX, RECORD
 OF_THE_MOMENT = frozenset(
     {
         *("align.measured", "align.why", "options.align", "command", "created", "files", "judge_uses", "machine"),
-        *("onnx.latency", "onnx.latency_ratio", "request", "seconds", "versions", "warnings"),
+        *("onnx.latency", "onnx.latency_ratio", "onnx.variants.latency_ratio", "onnx.variants.latency_interval"),
+        *("onnx.variants.median_ms", "request", "seconds", "versions", "warnings"),
         *("options.recover", "recover.budget", "recover.seconds"),
         *("search.recovered.budget", "search.recovered.seconds"),
     }
 )
 """Parts of a record that tell of the moment, not of the result: times, the machine, how often data was used."""
 
-REPRODUCED = ("model.safetensors", "original.safetensors", ONNX)
+REPRODUCED = ("model.safetensors", "original.safetensors", ONNX, *VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _job(record: Mapping[str, Any], asked: Mapping[str, Any]) -> Job:
         onnx=asked["onnx"],
         analyze=record["mode"] == "analyze",
         unlabelled=asked.get("unlabelled"),
+        precision=tuple(asked.get("precision", ())),
     )
 
 

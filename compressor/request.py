@@ -12,8 +12,9 @@ import torch
 
 from compressor.errors import DataError, UsageError
 from compressor.export.files import OUTPUTS, Claim, claim_folder, to_json, write_text
+from compressor.export.precision import parse_precisions
 from compressor.observe import from_first, in_turn, only_first, processes
-from compressor.options import Options, Sizes, refuse_unread
+from compressor.options import Options, Sizes, refuse_unread, refuse_unread_table
 from compressor.sources.checkpoint import file_sha256, weights_sha256
 from compressor.sources.consent import remember
 from compressor.sources.data import Data, load_data, load_unlabelled, with_unlabelled
@@ -44,6 +45,8 @@ class Job:
     recipe: dict[str, Any] | None = None
     keep_failed: bool = False
     onnx: bool = True
+    precision: tuple[str, ...] = ()
+    """Variants of the ONNX file."""
     analyze: bool = False
     unlabelled: str | None = None
     sizes: Sizes | None = None
@@ -51,6 +54,8 @@ class Job:
 
     def __post_init__(self) -> None:
         refuse_unread(self.unlabelled, self.options, "--unlabelled")
+        parse_precisions(self.precision)
+        refuse_unread_table(self.options, self.sizes)
 
     @property
     def fingerprint(self) -> str:
@@ -66,6 +71,7 @@ class Job:
             "keep_failed": self.keep_failed,
             "onnx": self.onnx,
             "analyze": self.analyze,
+            **({"precision": list(self.precision)} if self.precision else {}),
             **({} if self.sizes is None else {"sizes": asdict(self.sizes)}),
         }
         return sha256(to_json(asked).encode()).hexdigest()
@@ -80,12 +86,14 @@ class Job:
             "base": str((self.base or Path.cwd()).resolve()),
             "train": None if self.train is None else asdict(self.train),
             "onnx": self.onnx,
+            "precision": list(self.precision),
         }
 
     @property
     def specs(self) -> tuple[str | None, ...]:
         """What is read, as it was named."""
-        return self.model, self.data, self.checkpoint, self.unlabelled, self.options.metric
+        options = self.options
+        return self.model, self.data, self.checkpoint, self.unlabelled, options.metric, options.latency_table
 
     @property
     def score(self) -> Score | None:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from compressor.errors import SourceError
 from compressor.export.bundle import load_bundle
+from compressor.export.files import PRECISIONS, VARIANTS
 from compressor.export.manifest import MANIFEST, WEIGHTS, read_manifest
-from compressor.export.session import OnnxModel
+from compressor.export.precision import file_name
+from compressor.questions import Question, rejudged
 from compressor.records import Verdict
-from compressor.report.record import Record, VerdictPart, read_record
+from compressor.report.record import Record, read_record
 from compressor.sources.checkpoint import file_sha256
 from compressor.sources.consent import refuse_unknown_spec
 from compressor.sources.data import load_data
 from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.samples import Samples, as_samples
-from compressor.verify.accuracy import Outputs, outputs_of
-from compressor.verify.judge import FILE_TOLERANCE, judge, judge_outputs
+from compressor.verify.accuracy import outputs_of
 from compressor.verify.scores import Score, load_score
 
 ONNX = "model.onnx"
@@ -32,7 +31,7 @@ RECORD = "record.json"
 REPORT = "report.html"
 ORIGINAL = "original.safetensors"
 """Where a run that trained its network keeps the original's weights."""
-HASHED = (WEIGHTS, MANIFEST, ONNX, ORIGINAL)
+HASHED = (WEIGHTS, MANIFEST, ONNX, *VARIANTS, ORIGINAL)
 """Files whose sha256 the record holds."""
 
 
@@ -45,19 +44,23 @@ class Verification:
     samples: int
     files: tuple[str, ...] = ()
     """Those that were compared with the record and are unchanged."""
+    variants: Mapping[str, Verdict] = field(default_factory=dict)
+    """Verdicts on the files in lower precision, by their names; those that failed in the run are left out."""
     same_data: bool = False
     """Whether these are the very samples that judged the run."""
 
     @property
     def worst(self) -> Verdict:
-        """The network's verdict, or the ONNX file's where only the network passes."""
-        return self.verdict if self.onnx_verdict is None or self.verdict.value != "passed" else self.onnx_verdict
+        """The network's verdict, or the first one of its files that is not passed."""
+        files = [self.verdict, *([] if self.onnx_verdict is None else [self.onnx_verdict]), *self.variants.values()]
+        return next((verdict for verdict in files if verdict.value != "passed"), self.verdict)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         onnx = None if self.onnx_verdict is None else self.onnx_verdict.as_dict()
         return {
             "verdict": self.verdict.as_dict(), "onnx_verdict": onnx, "samples": self.samples,
+            "variants": {name: verdict.as_dict() for name, verdict in self.variants.items()},
             "files_unchanged": list(self.files), "same_judge_data": self.same_data,
         }  # fmt: skip
 
@@ -84,19 +87,6 @@ def open_bundle(folder: str | Path, factory: Callable[..., nn.Module] | None = N
     return load_bundle(folder, factory=factory)
 
 
-def rejudged(
-    before: Outputs, after: Outputs, asked: Verdict | VerdictPart, file: bool = False, score: Score | None = None,
-    keys: np.ndarray | None = None,
-) -> Verdict:  # fmt: skip
-    """The question that `asked` answered, asked of other outputs; `file` for those of an ONNX file."""
-    if asked.metric == "outputs":
-        return judge_outputs(before, after, FILE_TOLERANCE if file and before.dtype.itemsize > 2 else None)
-    if score is not None:
-        return judge(before, after, allowed=asked.allowed, confidence=asked.confidence, metric=score, keys=keys)
-    metric: Any = asked.metric if before.labels is not None else "agreement"
-    return judge(before, after, before.labels, allowed=asked.allowed, confidence=asked.confidence, metric=metric)
-
-
 def verify_bundle(
     folder: Path,
     data: Any,
@@ -114,7 +104,7 @@ def verify_bundle(
     if record.verdict is None:
         raise SourceError(f"record of '{folder}'", "no verdict", "the record of a compression", "name its folder.")
     unchanged = _refuse_changed_files(folder, record)
-    score = _score(folder, record, metric)
+    score = score_of(folder, record, metric)
     small = open_bundle(folder, factory)
     samples: Samples = as_samples(data, "judge data")
     whole = original if original is not None else original_of(folder, record, checkpoint)
@@ -122,11 +112,13 @@ def verify_bundle(
     whole = (whole.answers or whole.model) if isinstance(whole, LoadedModel) else whole
     before = outputs_of(whole, samples)
     verdict = rejudged(before, outputs_of(small, samples, check=False), record.verdict, given, score, samples.hashes)
-    onnx = None
-    if (folder / ONNX).is_file():
-        file = OnnxModel(folder / ONNX, threads=torch.get_num_threads())
-        onnx = rejudged(before, outputs_of(file, samples, check=False), record.verdict, True, score, samples.hashes)
-    return Verification(verdict, onnx, len(samples), unchanged, samples.fingerprint == record.data.judge)
+    files = [file for file in (folder / file_name(precision) for precision in PRECISIONS) if file.is_file()]
+    allowed = allowed_by(folder, record) if files else (record.verdict.allowed, record.verdict.confidence)
+    question = Question(before, samples, record.verdict, *allowed, score)
+    onnx = question.put(folder / ONNX) if (folder / ONNX).is_file() else None
+    variants = {file.name: question.put(file, lower=True) for file in files}
+    same = samples.fingerprint == record.data.judge
+    return Verification(verdict, onnx, len(samples), unchanged, variants, same)
 
 
 def verify_named(
@@ -143,7 +135,7 @@ def verify_named(
     return verify_bundle(folder, samples, original=original, checkpoint=checkpoint)
 
 
-def _score(folder: Path, record: Record, metric: Callable[..., Any] | None) -> Score | None:
+def score_of(folder: Path, record: Record, metric: Callable[..., Any] | None = None) -> Score | None:
     """What the record says that answers are judged by; `metric` where it was handed over in Python."""
     spec = record.options.get("metric")
     low, high = _limits(folder, record.options.get("metric_range", [0.0, 1.0]))
@@ -156,12 +148,27 @@ def _score(folder: Path, record: Record, metric: Callable[..., Any] | None) -> S
     return load_score(str(spec), low, high, base)
 
 
+def allowed_by(folder: Path, record: Record) -> tuple[float, float]:
+    """What the run could lose, and its confidence. SourceError where the record has none that can be asked for."""
+    if record.verdict is not None and record.verdict.metric != "outputs":
+        return record.verdict.allowed, record.verdict.confidence
+    found = [record.options.get("max_drop"), record.options.get("confidence")]
+    drop, confidence = _pair(f"record of '{folder}', max_drop and confidence", found, "two numbers")
+    if not (0 <= drop < 100 and 0.5 <= confidence < 1):
+        where = f"record of '{folder}', max_drop and confidence"
+        raise SourceError(where, f"{drop:g} and {confidence:g}", "0 to 100, and 0.5 to 1", "compress again.")
+    return drop, confidence
+
+
 def _limits(folder: Path, found: object) -> tuple[float, float]:
+    return _pair(f"record of '{folder}', metric_range", found, "the lowest and the highest score")
+
+
+def _pair(where: str, found: object, expected: str) -> tuple[float, float]:
     try:
         return TypeAdapter(tuple[float, float]).validate_python(found)
     except ValidationError:
-        where, got = f"record of '{folder}', metric_range", f"{found!r:.60}"
-        raise SourceError(where, got, "the lowest and the highest score", "compress again.") from None
+        raise SourceError(where, f"{found!r:.60}", expected, "compress again.") from None
 
 
 def recorded(folder: Path) -> Record:

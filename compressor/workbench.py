@@ -15,7 +15,7 @@ from torch import nn
 from compressor.candidates import Builder, Made, Recoverer, timed
 from compressor.clock import Clock
 from compressor.errors import DataError, ModelError
-from compressor.export.block import Block, measured_block
+from compressor.export.block import measured_block
 from compressor.findings.ablation import confirm_removable
 from compressor.findings.removable import predicted_losses
 from compressor.findings.summary import findings
@@ -216,13 +216,14 @@ def open_bench(start: Start, measure: str, candidates: int) -> Bench:
         with timed(start.seconds, "table"):
             told = lambda done: start.report("table", done)  # noqa: E731
             clock = Clock.wind(
-                start.work, start.graph, start.data.calibrate, start.options.seed, told, start.options.timed
-            )
+                start.work, start.graph, start.data.calibrate, start.options.seed, told, start.options.timed,
+                start.options.latency_table,
+            )  # fmt: skip
         shop.sizes = clock.sizes
     with timed(start.seconds, "paths"):
         paths = shop.paths(measure, start.report)
     with timed(start.seconds, "align"):
-        block, outcome.align = _block(start.options, clock.block if clock else None)
+        block, outcome.align = _block(start.options, clock)
     allocator = Allocator(start.graph, paths, shop.sizes, block)
     tune = start.data.tune
     before = outputs_of(start.work, tune)
@@ -247,9 +248,11 @@ def _recoverer(start: Start, shop: Workshop, candidates: int) -> Recoverer | Non
     )
 
 
-def _block(options: Options, known: Block | None) -> tuple[int, dict[str, Any]]:
+def _block(options: Options, clock: Clock | None) -> tuple[int, dict[str, Any]]:
     if options.align != "auto":
         return options.align, {"block": options.align, "why": "as given (--align)"}
-    block = known or from_first(lambda: measured_block(seed=options.seed))  # timings differ
+    if clock is not None and clock.given is not None:
+        return clock.table.block, {"block": clock.table.block, "why": "that of the given latency table"}
+    block = (clock.block if clock else None) or from_first(lambda: measured_block(seed=options.seed))  # timings differ
     why = "measured in onnxruntime on this machine" if block.block > 1 else "measured: no block saves time here"
     return block.block, {"block": block.block, "why": why, "measured": block.as_dict()}

@@ -21,7 +21,7 @@ STOREYS = (
     "training surgery",
     "verify export",
     "report recipe options",
-    "stages",
+    "stages questions",
     "candidates outcome clock studies",
     "workbench",
     "judgement",

@@ -20,11 +20,16 @@ from typing import Any
 from compressor.errors import UsageError
 from compressor.export.lock import LOCK_NAME, FolderLock
 
+PRECISIONS = ("fp16", "int8")
+VARIANTS = tuple(f"model.{name}{mark}.onnx" for name in PRECISIONS for mark in ("", ".failed"))
+"""The ONNX file in lower precision; one whose verdict failed says so in its name."""
+
 OUTPUTS = (
     "model.safetensors",
     "manifest.json",
     "model.onnx",
     "model.onnx.data",
+    *VARIANTS,
     "record.json",
     "report.html",
 )

@@ -132,10 +132,9 @@ def measured_table(
     """
     begin = time.perf_counter()
     batch = len(next(iter(feed.values())))
-    live = {int(unit) for group in graph.groups if group.frozen is None for unit in group.units}
-    free = {(axis.tensor, axis.axis) for axis in graph.axes if not live.isdisjoint(axis.units.tolist())}
+    free = free_axes(graph)
     shapes = [shape_of(spot, batch / samples, free) for spot in spots]
-    grids = {shape: _grid(shape, block) for shape in dict.fromkeys(shapes)}
+    grids = {shape: widths_of(shape, block) for shape in dict.fromkeys(shapes)}
     found: dict[Shape, np.ndarray] = {shape: np.full([len(w) for w in grid], np.inf) for shape, grid in grids.items()}
     generator = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -154,6 +153,12 @@ def measured_table(
     )
     points = sum(times.size for times in found.values())
     return Timetable(layers, others, batch, threads, block, points, time.perf_counter() - begin)
+
+
+def free_axes(graph: UnitGraph) -> set[tuple[str, int]]:
+    """The axes of tensors along which units may go."""
+    live = {int(unit) for group in graph.groups if group.frozen is None for unit in group.units}
+    return {(axis.tensor, axis.axis) for axis in graph.axes if not live.isdisjoint(axis.units.tolist())}
 
 
 def shape_of(spot: Landing, scale: float, free: set[tuple[str, int]]) -> Shape:
@@ -185,7 +190,9 @@ def _many(value: Any, dims: int) -> tuple[int, ...]:
     return given * dims if len(given) == 1 else given
 
 
-def _grid(shape: Shape, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def widths_of(shape: Shape, block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The widths of its weight, along both axes, at which a layer is timed; the full one is the last."""
+
     def widths(full: int, free: bool) -> tuple[int, ...]:
         if not free:
             return (full,)

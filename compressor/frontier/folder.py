@@ -123,7 +123,8 @@ def _saved(
     about["judge_uses"] = used
     result = Result(point.outcome.model, point.outcome.verdict, about, source.model, data, point.outcome, job.score)
     place = folder / _name(found.measure, point.asked)
-    result.save(place, source=plain, keep_failed=job.keep_failed, onnx=job.onnx, report=report)
+    how: dict[str, Any] = {"keep_failed": job.keep_failed, "onnx": job.onnx, "precision": job.precision}
+    result.save(place, source=plain, report=report, **how)
     return {**result.record, "folder": place.name, "asked": point.asked, "covered": point.covered}
 
 

@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 
 from compressor.errors import SourceError
 from compressor.export.files import to_json
-from compressor.report.record import Part, Percent, Plain, Share, Size, Timed, Tuned, VerdictPart
+from compressor.report.parts import Part, Percent, Plain, Share, Size, Timed, VerdictPart
+from compressor.report.record import Tuned
 from compressor.report.tables import cells, line, plain_table, worded
 from compressor.report.words import amount, interval, percent, points
 
@@ -43,8 +44,10 @@ class FrontierPoint(Part):
         return self.covered and self.verdict.value == "passed"
 
     def share(self, measure: str) -> float:
-        """Its size by `measure`; a latency is the measured one."""
-        return self.latency.measured if measure == "latency" and self.latency else getattr(self, measure, self.asked)
+        """Its size by `measure`; a latency is the measured one, or the predicted one of a table from elsewhere."""
+        if measure != "latency" or self.latency is None:
+            return getattr(self, measure, self.asked)
+        return self.latency.predicted if self.latency.measured is None else self.latency.measured
 
 
 class FrontierRecord(Part):
@@ -138,7 +141,7 @@ def table(found: FrontierRecord, wide: bool = True) -> tuple[list[str], list[lis
     lines = []
     for point in found.points:
         verdict = point.verdict
-        latency = [percent(point.latency.measured) if point.latency else "-"] if timed else []
+        latency = [percent(point.share("latency")) if point.latency else "-"] if timed else []
         bounds = interval(verdict.interval[0], verdict.interval[1])
         figures = [*([f"{verdict.compressed:.2f}"] if wide else []), points(verdict.difference), bounds, said(point)]
         lines.append([point.folder, percent(point.params), percent(point.macs), *latency, *figures])

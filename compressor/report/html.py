@@ -48,6 +48,7 @@ def render_html(record: Mapping[str, Any] | Record) -> str:
         layers=layers,
         candidates=words.candidates(checked),
         nearness=words.nearness(checked),
+        variant_sentences=words.variant_sentences(checked),
         clocked_sentence=words.clocked_sentence(checked),
         facts_of=facts_of,
         speed_word=speed_word,

@@ -12,11 +12,18 @@ STYLES = {"passed": "bold green", "failed": "bold red", "undecided": "bold yello
 
 
 def verify_view(found: Mapping[str, Any]) -> RenderableType:
-    """One line for the network, one for the ONNX file; numbers in percentage points."""
+    """One line for the network, one for each ONNX file; numbers in percentage points."""
     parts = [_line("network", found["verdict"])]
     if found.get("onnx_verdict") is not None:
         parts.append(_line("ONNX file", found["onnx_verdict"]))
+    parts += [_line(name, verdict) for name, verdict in found.get("variants", {}).items()]
     return Group(*parts)
+
+
+def variants_view(found: Mapping[str, Any]) -> RenderableType:
+    """What `compressor export --precision` shows: a line for each variant, and the warnings."""
+    lines = [_line(one["path"], one["verdict"]) for one in found["variants"]]
+    return Group(*lines, *(Text(f"warning: {text}", style="yellow") for text in found["warnings"]))
 
 
 def _line(what: str, verdict: Mapping[str, Any]) -> Text:

@@ -30,6 +30,7 @@ from compressor.report.words import (
     points,
     recovery_sentence,
     share_of,
+    variant_sentences,
     verdict_line,
 )
 
@@ -171,7 +172,7 @@ def _measured(record: Record) -> list[str]:
         verdict = record.onnx_verdict
         bounds = interval(verdict.interval[0], verdict.interval[1])
         said.append(f"ONNX file judged: {verdict.value}, {points(verdict.difference)} points {bounds}")
-    return said
+    return said + variant_sentences(record)
 
 
 def _warnings(record: Record) -> list[RenderableType]:

@@ -11,7 +11,7 @@ from compressor.report.tables import cells, frozen_table, heading, line, plain_t
 from compressor.report.words import number
 
 MOST_DIFFERENCES = 12
-MOST_LAYERS = 2
+MOST_LAYERS, MOST_ROWS = 2, 60
 """Layers of a group that are named in a row."""
 
 
@@ -55,6 +55,19 @@ def bench_view(comparison: Mapping[str, Any]) -> RenderableType:
     how = f"{comparison['rounds']} interleaved rounds, batch {comparison['batch']}"
     how += f", {comparison['threads']} thread(s)"
     return Group(table, worded(f"{how}; ratios are medians of the rounds' own ratios"))
+
+
+def timetable_view(found: Mapping[str, Any], out: str) -> RenderableType:
+    """Layers, their times at full width and at the narrowest measured: for `analysis.timetable_file`."""
+    table = plain_table("layer", "widths", "full, us", "narrowest, us")
+    plain = found["table"]
+    for layer in plain["layers"][:MOST_ROWS]:
+        first, second = layer["widths"]
+        name = layer["weight"].removesuffix(".weight")
+        times = (layer["micros"][-1][-1], layer["micros"][0][0])
+        table.add_row(*cells(name, f"{first[-1]} x {second[-1]}", *(f"{micros:,.1f}" for micros in times)))
+    how = f"{plain['points']} times of batch {plain['batch']} on {plain['threads']} thread(s), block {plain['block']}"
+    return Group(table, worded(f"{how}; the rest takes {plain['rest']:,.1f} us"), worded(f"Written to {out}"))
 
 
 def speed_word(low: float, high: float) -> str:

@@ -225,12 +225,32 @@ def clocked_sentence(record: Record) -> str | None:
     found = record.latency
     if found is None:
         return None
+    said = f"Latency: {percent(found.asked)} asked for, {percent(found.predicted)} predicted from "
+    if found.measured is None or found.interval is None:
+        return f"{said}the layer times of {plain(found.given)}, which were not measured here"
     low, high = found.interval
-    said = f"Latency: {percent(found.asked)} asked for, {percent(found.predicted)} predicted from measured layer times"
+    said += "measured layer times"
     said += f", {percent(found.measured)} measured [{percent(low)}, {percent(high)}]"
     if len(found.tried) > 1:
         said += f" after {len(found.tried) - 1} corrections" if len(found.tried) > 2 else " after one correction"
     return said
+
+
+def variant_sentences(record: Record) -> list[str]:
+    """A line for each variant of the ONNX file in lower precision: verdict, size and latency against the original."""
+    lines, onnx = [], record.onnx
+    for one in onnx.variants if onnx else ():
+        verdict = one.verdict
+        size = file_size(one.bytes)
+        if onnx and onnx.original_bytes:
+            size += f" ({share_of(one.bytes, onnx.original_bytes)} of the original's)"
+        said = f"{one.precision} file {plain(one.path)}: {verdict.value}, {points(verdict.difference)} points "
+        said += f"{interval(verdict.interval[0], verdict.interval[1])}, {size}"
+        if one.latency_ratio is not None and one.latency_interval is not None:
+            low, high = one.latency_interval
+            said += f", latency {percent(one.latency_ratio)} [{percent(low)}, {percent(high)}]"
+        lines.append(said)
+    return lines
 
 
 def candidates(record: Record) -> list[tuple[str, Candidate]]:
