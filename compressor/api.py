@@ -99,8 +99,8 @@ def compress(
     original's outputs again, on the inputs of `calibrate` and of `unlabelled`; no labels are read for that. Instead of
     accuracy `metric(outputs, targets)` may score each sample within `metric_range`, higher is better.
     `latency_table` is a file that `compressor timetable` wrote on the machine whose latency `keep="latency=0.4"` is
-    about. A verdict that failed or stayed undecided is a result, not an error. Raises CompressorErrors for a model, data or options
-    that cannot be worked with.
+    about. A verdict that failed or stayed undecided is a result, not an error. Raises CompressorErrors for a model,
+    data or options that cannot be worked with.
     """
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
     score = scored_by(metric, metric_range)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
 NAMES = (
     *("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity"),
-    *("trust", "verdict_rates", "real_files", "coverage"),
+    *("trust", "verdict_rates", "real_files", "coverage", "throughput"),
 )
 
 
@@ -265,6 +265,16 @@ def coverage(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def throughput(content: dict[str, Any]) -> str:
+    """The statistics pass in one and in two processes."""
+    lines = columns("network | images a second, one process | two processes | ratio | least, most | by processor time")
+    for row in content["rows"]:
+        rates = " | ".join(f"{row['images_per_second'][count]:,.0f}" for count in ("one", "two"))
+        span = f"{row['ratio_least']:.2f}, {row['ratio_most']:.2f}"
+        lines.append(f"| {row['network']} | {rates} | {row['ratio']:.2f} | {span} | {row['work_ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def table(name: str) -> str:
     """One table, or a line that says that it has not been measured."""
     if name == "compare":
@@ -288,6 +298,7 @@ def table(name: str) -> str:
         "verdict_rates": verdict_rates,
         "real_files": real_files,
         "coverage": coverage,
+        "throughput": throughput,
     }[name]
     return write(json.loads(path.read_text()))
 

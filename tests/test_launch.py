@@ -71,12 +71,21 @@ def kept(folder: Path) -> dict[str, list[int]]:
     return {g["name"]: g["kept"] for g in json.loads((folder / "record.json").read_text())["groups"]}
 
 
-def test_torchrun_gives_what_one_process_gives(home: Path, terminal: Terminal) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_torchrun_gives_what_one_process_gives(count: int, home: Path, terminal: Terminal) -> None:
     (home / "digits.py").write_text(NET)
     asked = ["compress", "digits.py:net", "--data", "digits.py:digits", "--keep", "params=0.4", "--max-drop", "0.01",
              "--align", "1", "--out"]  # fmt: skip
     assert terminal(*asked, "alone") == 1  # agreement is lost, so nothing is exported, which takes most of the time
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "compressor"]
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={count}",
+        "-m",
+        "compressor",
+    ]
     path = str(Path(compressor.__file__).parent.parent)
     given = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # unset, torchrun says that it sets it to 1
     done = subprocess.run([*run, *asked, "both"], env=given, capture_output=True, text=True, timeout=300)
@@ -86,7 +95,7 @@ def test_torchrun_gives_what_one_process_gives(home: Path, terminal: Terminal) -
     assert done.stdout.count("FAILED: ") == 1
     assert done.stderr.startswith(("W", "E")), "only torchrun's own words"
     assert kept(home / "both") == kept(home / "alone")
-    assert json.loads((home / "both" / "record.json").read_text())["processes"] == 2
+    assert json.loads((home / "both" / "record.json").read_text())["processes"] == count
 
 
 @pytest.fixture(scope="module")
