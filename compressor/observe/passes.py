@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.utils import _pytree as pytree
 
 from compressor.algebra.moments import wide
 from compressor.observe.likelihood import CLASSES, Likelihood
@@ -29,10 +27,6 @@ from compressor.units.program import call_arguments
 
 BUDGET_SHARE = 0.25
 """Part of the device's memory that the sums of one pass may take, unless a budget is given."""
-
-
-AGREED = 32
-"""Samples from which several processes take the shifts of their sums; the first process reads them twice."""
 
 
 def memory_of(device: torch.device) -> float:
@@ -149,15 +143,16 @@ def _agree(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> None:
-    """In a process group, every process starts from the shifts of the first process's first samples."""
+    """In a process group, every process starts from the shifts of the first process's first batch."""
     rank, world = processes()
     if world == 1:
         return
     with in_step(), watching(model, watchers), torch.no_grad():
         batch = next(iter(batches()), None) if rank == 0 else None
         if batch is not None:
-            few = pytree.tree_map(lambda leaf: leaf[:AGREED] if isinstance(leaf, Tensor) else leaf, batch.inputs)
-            _forward(model, watchers, SimpleNamespace(ids=batch.ids[:AGREED], inputs=few), autocast)
+            for watcher in watchers.values():
+                watcher.adding = False
+            _forward(model, watchers, batch, autocast)
     for watcher in watchers.values():
         size = watcher.reader.size
         message = torch.zeros(size + 1, dtype=wide(device), device=device)
@@ -165,7 +160,7 @@ def _agree(
             message[:size], message[size] = watcher.statistics.moments.shift.to(message), 1
         with connected():
             distributed.broadcast(message, 0)
-        watcher.statistics = None
+        watcher.statistics, watcher.adding = None, True
         if bool(message[size]):
             watcher.start(message[:size])
 

@@ -25,6 +25,8 @@ class Watcher:
         self.ids: Tensor | None = None
         self.statistics: TapStatistics | None = None
         self.edges: list[GradientEdge] = []
+        self.adding = True
+        """False while only the shift is wanted."""
 
     def start(self, shift: Tensor) -> None:
         """No rows yet; `shift` (D,) is what the sums are relative to."""
@@ -41,7 +43,8 @@ class Watcher:
             rows = self.reader.rows(x.float() if x.dtype in HALF else x, self.reader.picked(ids, x, out))
             if self.statistics is None:
                 self.start(rows.mean(0))
-            self.statistics.moments.add(rows)  # type: ignore[union-attr]
+            if self.adding:
+                self.statistics.moments.add(rows)  # type: ignore[union-attr]
         if not out.requires_grad:
             return None
         self.edges.append(get_gradient_edge(out))  # not `out`: an in-place activation would take its place
