@@ -6,6 +6,7 @@ The photographs that judge are others than those that calibrate and tune.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 PHOTOGRAPHS = {
-    "calibrate": ("astronaut", "china"),
-    "tune": ("chelsea",),
+    "calibrate": ("astronaut", "china", "camera", "coins", "brick", "motorcycle_left"),
+    "tune": ("chelsea", "clock_motion"),
     "judge": ("coffee", "flower", "rocket"),
 }
-"""Part -> photographs; china and flower are scikit-learn's."""
+"""Part -> photographs; china and flower are scikit-learn's. Grey ones have three equal channels."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -30,8 +31,10 @@ def photograph(name: str) -> Tensor:
         pixels = load_sample_image(f"{name}.jpg")
     else:
         import skimage.data  # pyright: ignore[reportMissingImports]
+        from PIL import Image
 
-        pixels = getattr(skimage.data, name)()
+        file = next(Path(skimage.data.__file__).parent.glob(f"{name}.*"))
+        pixels = Image.open(file).convert("RGB")
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
 
