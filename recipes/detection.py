@@ -30,7 +30,8 @@ class Heads(nn.Module):
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.head = detector.backbone, detector.head
+        self.backbone: nn.Module = detector.backbone  # pyright: ignore[reportAttributeAccessIssue]
+        self.head: nn.Module = detector.head  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, images: Tensor) -> Tensor:
         """Offsets and scores of every default box."""
@@ -51,8 +52,8 @@ def default_boxes(size: int = SIZE) -> Tensor:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         detector = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2).eval()
         images = torch.zeros(1, 3, size, size)
-        features = list(detector.backbone(images).values())
-        return detector.anchor_generator(ImageList(images, [(size, size)]), features)[0]
+        features = list(detector.get_submodule("backbone")(images).values())
+        return detector.get_submodule("anchor_generator")(ImageList(images, [(size, size)]), features)[0]
 
 
 def detections(answer: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

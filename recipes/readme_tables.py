@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
 NAMES = (
     *("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity"),
-    *("trust", "verdict_rates", "real_files", "coverage", "throughput"),
+    *("trust", "verdict_rates", "encoders", "real_files", "coverage", "throughput"),
 )
 
 
@@ -241,6 +241,23 @@ def real_files(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def encoders(content: dict[str, Any]) -> str:
+    """Transformers cut to shares of their blocks."""
+    names = {"vit": "ViT, Fashion-MNIST", "bert": "BERT, WordNet's definitions in 26 fields"}
+    lines = columns("network | original accuracy | blocks | parameters | MACs | accuracy lost | verdict at 95 %")
+    for row in sorted(content["rows"], key=lambda row: (-len(row["network"]), row["network"], -row["share"])):
+        found = row["verdict"]
+        low, high = found["interval"]
+        shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("blocks_kept", "params_kept", "macs_kept"))
+        judged = (
+            f"{found['value']} (allowed {found['allowed']:g}): {found['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        )
+        lines.append(
+            f"| {names[row['network']]} | {found['original']:.2f} | {shares} | {-found['difference']:.2f} | {judged} |"
+        )
+    return "\n".join(lines)
+
+
 def coverage(content: dict[str, Any]) -> str:
     """One line for each network that was measured."""
     lines = columns(
@@ -296,6 +313,7 @@ def table(name: str) -> str:
         "capacity_costs": capacity_costs,
         "trust": trust,
         "verdict_rates": verdict_rates,
+        "encoders": encoders,
         "real_files": real_files,
         "coverage": coverage,
         "throughput": throughput,
