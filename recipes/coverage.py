@@ -58,10 +58,11 @@ TIMM = {
 TRANSFORMERS_OF_TIMM = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224", "gmlp_ti16_224",
                         "resmlp_12_224", "cait_xxs24_224", "xcit_nano_12_p16_224")  # fmt: skip
 _SMALL = "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4&intermediate_size=64"
+_TABLES = "vocab_size=60&max_position_embeddings=40"  # as small a part of the whole as in the full-sized networks
 HF = {
-    "bert": f"{_SMALL}&vocab_size=60", "roberta": f"{_SMALL}&vocab_size=60", "electra": f"{_SMALL}&vocab_size=60",
-    "distilbert": "weights=none&dim=32&n_layers=2&n_heads=4&hidden_dim=64&vocab_size=60",
-    "albert": f"{_SMALL}&vocab_size=60&embedding_size=16", "mpnet": f"{_SMALL}&vocab_size=60",
+    "bert": f"{_SMALL}&{_TABLES}", "roberta": f"{_SMALL}&{_TABLES}", "electra": f"{_SMALL}&{_TABLES}&embedding_size=32",
+    "distilbert": f"weights=none&dim=32&n_layers=2&n_heads=4&hidden_dim=64&{_TABLES}",
+    "albert": f"{_SMALL}&{_TABLES}&embedding_size=16", "mpnet": f"{_SMALL}&{_TABLES}",
     "vit": f"{_SMALL}&image_size=32&patch_size=8", "deit": f"{_SMALL}&image_size=32&patch_size=8",
     "dinov2": "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4&image_size=28&patch_size=14",
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -150,10 +151,17 @@ def _repeated(parameter: Parameter) -> Parameter | None:
     return None
 
 
+def _without_frozen(walk: Walk, labels: Tensor) -> Tensor:
+    """No labels where all of these units are frozen already: what never changes is a plain value."""
+    roots = np.unique(walk.families.roots(labels.numpy()))
+    stuck = all(walk.families.reason(root) is not None for root in roots.tolist() if root >= 0)
+    return torch.full([1] * labels.dim(), -1, dtype=torch.int64) if stuck else labels
+
+
 def _between_activations(walk: Walk, left: Activation, right: Activation, out: Any) -> Any:
     """Contracted units freeze; units of one side's free dimension pass through if nothing else varies
     there. Inside attention whose layout is known, query dimensions meet key dimensions, and heads meet heads."""
-    a, b = compact(left.labels), compact(right.labels)
+    a, b = (_without_frozen(walk, compact(side.labels)) for side in (left, right))
     if walk.layouts and out.dim() == 3:
         both = bool((a >= 0).any()) and bool((b >= 0).any())
         if both and a.shape == (1, 1, b.size(1)) and b.shape == (1, a.size(2), 1):

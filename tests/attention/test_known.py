@@ -58,11 +58,35 @@ def hf_vit() -> nn.Module:
     )
 
 
+def albert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AlbertConfig(
+        vocab_size=50, max_position_embeddings=8, embedding_size=8, num_labels=5, **SIZES
+    )
+    config.num_hidden_layers = 2  # the same layer twice
+    return transformers.AlbertForSequenceClassification(config)
+
+
+def mpnet() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MPNetConfig(vocab_size=50, max_position_embeddings=12, num_labels=5, **SIZES)
+    return transformers.MPNetForSequenceClassification(config)
+
+
+def dinov2() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(image_size=16, patch_size=8, num_labels=5, **SIZES)
+    return transformers.Dinov2ForImageClassification(config)
+
+
 FAMILY: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "timm_vit": (timm_vit, images),
     "bert": (bert, texts),
     "distilbert": (distilbert, texts),
     "hf_vit": (hf_vit, images),
+    "albert": (albert, texts),
+    "mpnet": (mpnet, texts),
+    "dinov2": (dinov2, images),
 }
 
 
@@ -83,6 +107,9 @@ def test_planted_heads_values_and_queries_are_found_in(name: str) -> None:
         reader = reader_of(planted, place)
         assert reader is not None
         plant(attention, reader)
+    for parameter_name, table in planted.named_parameters():
+        if "relative_attention_bias" in parameter_name:  # of heads, for all layers
+            table.data[:, -1] = table.data[:, 0]
     wide = plain_again(planted, lean)  # as a user would bring it
     assert not attentions(wide)
     opened = with_dense_attention(wide, inputs)
