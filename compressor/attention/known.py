@@ -9,12 +9,15 @@ from torch import nn
 
 from compressor.attention.decoder_form import RotaryAttention
 from compressor.attention.dense import DenseAttention
+from compressor.attention.hand_form import HandAttention
 from compressor.attention.hf_form import HFAttention
 from compressor.attention.swin_form import SwinAttention
 from compressor.attention.timm_form import TimmAttention
 from compressor.attention.torch_form import TorchAttention
 
-FORMS: tuple[type[DenseAttention], ...] = (TorchAttention, SwinAttention, TimmAttention, HFAttention, RotaryAttention)
+FORMS: tuple[type[DenseAttention], ...] = (
+    TorchAttention, SwinAttention, TimmAttention, HFAttention, RotaryAttention, HandAttention,
+)  # fmt: skip
 
 
 def dense_form(module: nn.Module) -> DenseAttention | str | None:
