@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -106,9 +107,20 @@ def _preparation(
         transform = prepare_image()
         return lambda content: transform(_image(content))
     if ending in ARRAYS:
-        return lambda content: np.load(io.BytesIO(content), allow_pickle=False)
+        return _array
     tokens = prepare_text()
     return lambda content: tokens(content.decode("utf-8"))
+
+
+def _array(content: bytes) -> np.ndarray:
+    """The array of a `.npy` file, which must be as large as its header says: numpy takes that much memory first."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content) - file.tell():
+        raise ValueError(f"{dtype} of shape {shape} in {len(content):,} bytes")
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def _image(content: bytes) -> Any:
