@@ -13,12 +13,17 @@ import torch
 from torch.utils import _pytree as pytree
 
 from compressor.clock import timetable
+from compressor.costing.network import work_of
+from compressor.costing.predict import predicted
+from compressor.costing.rates import measured_rates
+from compressor.costing.work import LLM, llm_mlps
 from compressor.deliver import time_files, write_record
 from compressor.errors import SourceError, UsageError
 from compressor.export.block import measured_block
 from compressor.export.files import VARIANTS, write_json
 from compressor.export.precision import parse_precisions
 from compressor.export.tablefile import write_table
+from compressor.observe import memory_of
 from compressor.questions import Question
 from compressor.recording import machine, random_inputs, versions
 from compressor.report.record import read_record
@@ -132,6 +137,47 @@ def timetable_file(
             model, graph, samples, Path(folder), block, batch=batch, threads=threads, seconds=seconds
         )[1]  # fmt: skip
     return write_table(out, table, {"model": spec, "machine": machine(), "versions": versions()})
+
+
+PLANNED = ("torchvision:resnet50", "torchvision:vit_l_16", LLM)
+"""What `compressor plan-cost` tells of where no model is named."""
+
+
+def plan_cost(
+    specs: Sequence[str],
+    shape: str | None = None,
+    *,
+    samples: int,
+    judged: int,
+    keep: float,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
+    """Hours and memory of each stage of compressing these models here, extrapolated from short measurements.
+
+    `keep` is the share of the parameters that stays. Raises UsageError for numbers that no run can have.
+    """
+    if samples < 1 or judged < 0 or not 0 < keep <= 1:
+        got = f"--samples {samples} --judge {judged} --keep {keep:g}"
+        raise UsageError("plan-cost", got, "at least 1 sample, 0 judge samples, 0 < keep <= 1", "see --help.")
+    rates, memory = measured_rates(), memory_of(torch.device("cpu"))
+    rows = []
+    for spec in specs or PLANNED:
+        if spec == LLM:
+            work = llm_mlps(samples, judged, rates.flops)
+        else:
+            loaded, inputs = _without_weights(spec, shape, checkpoint)
+            work = work_of(spec, loaded.model.requires_grad_(True), inputs, samples, judged)
+        about = {
+            "model": work.name,
+            "unit": work.unit,
+            "params": work.params,
+            "macs": work.macs,
+            "taps": len(work.taps),
+        }
+        passes = {"forward": work.forward, "backward": work.backward}
+        rows.append({**about, **passes, **predicted(work, rates, memory, keep).as_dict()})
+    asked = {"samples": samples, "judged": judged, "keep": keep}
+    return {**asked, "memory": memory, "rates": rates.as_dict(), "machine": machine(), "models": rows}
 
 
 def _without_weights(spec: str, shape: str | None, checkpoint: str | None) -> tuple[LoadedModel, torch.Tensor]:

@@ -44,6 +44,7 @@ from compressor.flags import (
 )
 from compressor.launch import launched
 from compressor.stopping import Stopped, stoppable
+from compressor.tools import bench, doctor, emit, inspect, plan_cost, timetable
 
 app = typer.Typer(
     name="compressor", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
@@ -55,13 +56,6 @@ _given: list[str] = []
 """The command line that `main` was called with, for the record."""
 FAULT = 70
 """Exit code of an error that is ours: 1 would say that a verdict failed."""
-
-
-def _emit(plain: Any, view: Callable[[], Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(plain, indent=2, sort_keys=True, allow_nan=False))
-    else:
-        Console().print(view())
 
 
 def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> None:
@@ -76,7 +70,7 @@ def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> No
         return  # the first process speaks
     files = sorted(path.name for path in Path(out).iterdir() if path.is_file() and not path.name.startswith("."))
     view = analyze_view if job.analyze else lambda record: summary(record, folder=out, files=files)
-    _emit(json.loads((Path(out) / "record.json").read_bytes()), lambda: view(record), as_json)
+    emit(json.loads((Path(out) / "record.json").read_bytes()), lambda: view(record), as_json)
     value = "passed" if record.verdict is None or record.nothing_to_do else record.verdict.value
     raise typer.Exit(EXIT[value])
 
@@ -144,7 +138,7 @@ def _run_study(study: Study, content: Any, base: Path, out: str, resume: bool, f
     run, view = study
     with shown(Console(stderr=True), as_json) as report:
         found = run(content, base, out, resume=resume, force=force, command=_typed(), report=report)
-    _emit(found, lambda: view(found), as_json)
+    emit(found, lambda: view(found), as_json)
 
 
 @app.command()
@@ -212,21 +206,8 @@ def frontier(
         found = run(job, out, resume=resume, force=force, report=report)
     if processes()[0] > 0:
         return  # the first process speaks
-    _emit(json.loads((Path(out) / "frontier.json").read_bytes()), lambda: frontier_view(found, out), as_json)
+    emit(json.loads((Path(out) / "frontier.json").read_bytes()), lambda: frontier_view(found, out), as_json)
     raise typer.Exit(0 if found.best else EXIT[found.points[0].verdict.value])
-
-
-@app.command()
-def inspect(
-    model: Model, shape: Shape = None, checkpoint: Checkpoint = None, as_json: Json = False,
-    trust_source: Trust = False,
-) -> None:  # fmt: skip
-    """Show units, groups, and what is frozen and why; needs a shape, no data."""
-    from compressor.analysis import inspect_model
-    from compressor.report.views import inspect_view
-
-    found = inspect_model(model, shape, checkpoint)
-    _emit(found, lambda: inspect_view(found), as_json)
 
 
 @app.command()
@@ -241,7 +222,7 @@ def verify(
     from compressor.verification import verify_named
 
     found = verify_named(Path(folder), data, seed, checkpoint)
-    _emit(found.as_dict(), lambda: verify_view(found.as_dict()), as_json)
+    emit(found.as_dict(), lambda: verify_view(found.as_dict()), as_json)
     raise typer.Exit(EXIT[found.worst.value])
 
 
@@ -258,7 +239,7 @@ def replay(
 
     with shown(Console(stderr=True), as_json) as report:
         found = again(record, out, report).as_dict()
-    _emit(found, lambda: replay_view(found), as_json)
+    emit(found, lambda: replay_view(found), as_json)
     raise typer.Exit(0 if found["same"] else 1)
 
 
@@ -282,55 +263,15 @@ def export(
         raise UsageError("--precision and --data", "one of them", "both or none", "variants are judged on data.")
     made = export_bundle(Path(folder), shape)
     if precision is None or data is None:
-        _emit(made, lambda: f"{made['path']}: opset {made['opset']}, {made['bytes']:,} bytes", as_json)
+        emit(made, lambda: f"{made['path']}: opset {made['opset']}, {made['bytes']:,} bytes", as_json)
         return
     found = export_variants(Path(folder), precision, data, checkpoint)
-    _emit({**made, **found}, lambda: variants_view(found), as_json)
+    emit({**made, **found}, lambda: variants_view(found), as_json)
     raise typer.Exit(max((EXIT[one["verdict"]["value"]] for one in found["variants"]), key=(0, 4, 1).index, default=3))
 
 
-@app.command()
-def bench(
-    files: Annotated[list[str], typer.Argument(metavar="A B ...", help="ONNX files or bundles; the first is the base")],
-    batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
-    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 10.0, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Compare latencies in onnxruntime: interleaved rounds, paired ratios with intervals."""
-    from compressor.export.latency import compare_latency
-    from compressor.report.views import bench_view
-
-    paths = [Path(file) / "model.onnx" if Path(file).is_dir() else Path(file) for file in files]
-    found = compare_latency(paths, batch=batch, threads=threads, seconds=seconds).as_dict()
-    _emit(found, lambda: bench_view(found), as_json)
-
-
-@app.command()
-def timetable(
-    model: Model, out: Annotated[str, typer.Option("--out", metavar="FILE", help="JSON file to write")],
-    shape: Shape = None, checkpoint: Checkpoint = None,
-    batch: Annotated[int, typer.Option("--batch", min=1)] = 32,
-    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 20.0,
-    as_json: Json = False, trust_source: Trust = False,
-) -> None:  # fmt: skip
-    """Measure on this machine how long each layer takes at each width, for --latency-table on another one."""
-    from compressor.analysis import timetable_file
-    from compressor.report.views import timetable_view
-
-    found = timetable_file(model, out, shape, checkpoint, batch=batch, threads=threads, seconds=seconds)
-    _emit(found, lambda: timetable_view(found, out), as_json)
-
-
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """Show versions, devices, data sets and the runtime's block on this machine."""
-    from compressor.analysis import doctor_facts
-    from compressor.report.views import doctor_view
-
-    facts = doctor_facts()
-    _emit(facts, lambda: doctor_view(facts), as_json)
-
+for tool in (inspect, bench, timetable, plan_cost, doctor):
+    app.command()(tool)
 
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for a wrong command line."""
@@ -367,7 +308,8 @@ def _fail(error: CompressorError, kind: str, words: str, code: int) -> NoReturn:
 
 
 def _help() -> str:
-    commands = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    callbacks = [command.callback for command in app.registered_commands if command.callback]
+    commands = {callback.__name__.replace("_", "-") for callback in callbacks}
     return " ".join(["see `compressor", *[word for word in _given[:1] if word in commands], "--help`."])
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
 NAMES = (
     *("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity"),
-    *("trust", "verdict_rates", "encoders", "real_files", "coverage", "throughput"),
+    *("trust", "verdict_rates", "encoders", "real_files", "coverage", "throughput", "plan_cost"),
 )
 
 
@@ -292,6 +292,24 @@ def throughput(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plan_cost(content: dict[str, Any]) -> str:
+    """Predicted against taken, and what large networks would cost."""
+    stages = list(content["rows"][0]["stages"])
+    lines = columns(" | ".join(["predicted / taken, seconds", *stages, "ratio of the sums"]))
+    for row in content["rows"]:
+        pairs = " | ".join(f"{row['stages'][s]['predicted']:.1f} / {row['stages'][s]['taken']:.1f}" for s in stages)
+        lines.append(f"| {row['network']}, {row['samples']:,} images | {pairs} | {row['ratio']:.2f} |")
+    plan = content.get("planned")
+    if plan is not None:
+        said = f"predicted hours on {plan['rates']['threads']} thread(s), {plan['samples']:,} samples"
+        lines += ["", *columns(" | ".join([said, *stages, "all", "memory"]))]
+        for one in plan["models"]:
+            hours = " | ".join(f"{seconds / 3600:,.2f}" for seconds in one["seconds"].values())
+            peak = f"{one['bytes']['peak'] / 1e9:,.0f} GB"
+            lines.append(f"| {one['model']} | {hours} | {one['hours']:,.1f} | {peak} |")
+    return "\n".join(lines)
+
+
 def table(name: str) -> str:
     """One table, or a line that says that it has not been measured."""
     if name == "compare":
@@ -317,6 +335,7 @@ def table(name: str) -> str:
         "real_files": real_files,
         "coverage": coverage,
         "throughput": throughput,
+        "plan_cost": plan_cost,
     }[name]
     return write(json.loads(path.read_text()))
 

@@ -22,7 +22,7 @@ STOREYS = (
     "verify export",
     "report recipe options",
     "stages questions",
-    "candidates outcome clock studies",
+    "candidates outcome clock costing studies",
     "workbench",
     "judgement",
     "pipeline",
@@ -32,7 +32,7 @@ STOREYS = (
     "api analysis flags progress launch request stopping",
     "jobs comparison",
     "frontier",
-    "replay",
+    "replay tools",
     "__init__ cli",
     "__main__",
 )

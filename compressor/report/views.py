@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from compressor.report.tables import cells, frozen_table, heading, line, plain_table, worded
-from compressor.report.words import number
+from compressor.report.words import duration, file_size, number, percent
 
 MOST_DIFFERENCES = 12
 MOST_LAYERS, MOST_ROWS = 2, 60
@@ -68,6 +68,23 @@ def timetable_view(found: Mapping[str, Any], out: str) -> RenderableType:
         table.add_row(*cells(name, f"{first[-1]} x {second[-1]}", *(f"{micros:,.1f}" for micros in times)))
     how = f"{plain['points']} times of batch {plain['batch']} on {plain['threads']} thread(s), block {plain['block']}"
     return Group(table, worded(f"{how}; the rest takes {plain['rest']:,.1f} us"), worded(f"Written to {out}"))
+
+
+def cost_view(found: Mapping[str, Any]) -> RenderableType:
+    """A column for each model, a row for each stage: for `analysis.plan_cost`."""
+    models = found["models"]
+    table = plain_table("", *(one["model"] for one in models))
+    for stage in models[0]["seconds"]:
+        table.add_row(*cells(stage, *(duration(one["seconds"][stage]) for one in models)))
+    table.add_row(*cells("all of them", *(duration(3600 * one["hours"]) for one in models)))
+    for name in models[0]["bytes"]:
+        table.add_row(*cells(f"memory, {name}", *(file_size(one["bytes"][name]) for one in models)))
+    table.add_row(*cells("readings of the data", *(str(one["passes"]) for one in models)))
+    rates = found["rates"]
+    words = f"{found['samples']:,} calibration and {found['judged']:,} judge samples, {percent(found['keep'])} kept, "
+    words += f"{rates['threads']} thread(s) at {rates['flops'] / 1e9:,.0f} GFLOP/s, "
+    words += f"{file_size(found['memory'])} of memory"
+    return Group(table, worded(words), worded("Without alignment, export, recovery and the dry runs of units."))
 
 
 def speed_word(low: float, high: float) -> str:
