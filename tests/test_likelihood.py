@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import compressor
 from compressor import workbench
 from compressor.errors import DataError
-from compressor.observe import CLASSES, Classes, Numbers, likelihood_of
+from compressor.observe import CLASSES, Classes, Numbers, Probabilities, likelihood_of
 
 
 def test_signs_give_the_curvature_of_the_squared_error_on_average():
@@ -50,6 +50,20 @@ def test_a_single_score_of_two_classes_can_be_told_apart():
     loss, same = CLASSES.apart(before, after)
     assert loss > 1
     assert same == 0
+
+
+def test_probabilities_are_read_as_what_they_are():
+    """A softmax at the end changes nothing about the curvature, nor about what an ablation costs."""
+    scores = 3 * torch.randn(40, 4, generator=torch.Generator().manual_seed(8))
+    plain, ended = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    found = likelihood_of(ended.softmax(1), torch.tensor([0, 3]), False)
+    assert type(found) is Probabilities
+    CLASSES.sampled(plain, torch.arange(40), 1).backward()
+    found.sampled(ended.softmax(1), torch.arange(40), 1).backward()
+    assert plain.grad is not None
+    assert torch.allclose(plain.grad, ended.grad, atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(found.read(scores.softmax(1)), CLASSES.read(scores), atol=1e-5)
+    assert type(likelihood_of(scores, None, False)) is Classes
 
 
 OUTPUTS = torch.randn(8, 3, generator=torch.Generator().manual_seed(3))

@@ -1,6 +1,14 @@
 """What a network does on data: second moments at every consumer's input, and the loss's curvature at its output."""
 
-from compressor.observe.likelihood import CLASSES, Classes, Likelihood, Numbers, likelihood_of, sampled_log_likelihood
+from compressor.observe.likelihood import (
+    CLASSES,
+    Classes,
+    Likelihood,
+    Numbers,
+    Probabilities,
+    likelihood_of,
+    sampled_log_likelihood,
+)
 from compressor.observe.passes import memory_of, observe
 from compressor.observe.processes import from_first, in_step, in_turn, meet, only_first, processes, told
 from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
@@ -14,6 +22,7 @@ __all__ = [
     "Likelihood",
     "Numbers",
     "PairStatistics",
+    "Probabilities",
     "Statistics",
     "TapReader",
     "TapStatistics",

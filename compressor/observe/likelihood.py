@@ -17,6 +17,10 @@ TINY = 1e-12
 """Least deviation of an output, as a share of the largest one: an output that hardly varies gets no more weight."""
 
 
+LEAST_PROBABILITY = 1e-7
+"""Smaller ones are rounding."""
+
+
 class Likelihood(Protocol):
     """What the answers mean."""
 
@@ -57,6 +61,23 @@ class Classes:
         """Mean KL(before || after) in nats, and the share of equal argmaxes."""
         kl = (before.exp() * (before - after)).sum(1).mean().clamp_min(0)
         return float(kl), float((before.argmax(1) == after.argmax(1)).double().mean())
+
+
+@dataclass(frozen=True)
+class Probabilities(Classes):
+    """Probabilities (N, C, ...) of classes: a network that ends in a softmax, as many ONNX files do. Their logarithms
+    are the scores."""
+
+    def sampled(self, output: Tensor, ids: Tensor, key: int) -> Tensor:
+        """The log-likelihood of labels drawn from the network's own answers."""
+        return super().sampled(self._scores(output), ids, key)
+
+    def read(self, output: Tensor) -> Tensor:
+        """Log-probabilities (N, C); those of maps are averaged over positions first."""
+        return super().read(self._scores(output))
+
+    def _scores(self, output: Tensor) -> Tensor:
+        return output.float().clamp_min(LEAST_PROBABILITY).log()
 
 
 CLASSES = Classes()
@@ -105,15 +126,23 @@ def likelihood_of(outputs: Tensor, labels: Tensor | None, scored: bool) -> Likel
     one shape, each column is taken in units of its targets' deviation; else all in units of the outputs' deviation.
     """
     if labels is None:
-        return Numbers(_deviation(outputs)) if scored else Classes()
+        return Numbers(_deviation(outputs)) if scored else _classes(outputs)
     if not labels.is_floating_point() and (not scored or _class_numbers(outputs, labels)):
-        return Classes()
+        return _classes(outputs)
     size = math.prod(outputs.shape[1:])
     if outputs.dim() > 2 or not labels.is_floating_point() or math.prod(labels.shape[1:]) != size:
         return Numbers(_deviation(outputs))
     each = labels.double().reshape(len(labels), size).std(0, correction=0)
     each = each.clamp_min(max(TINY * float(each.max()), torch.finfo(torch.float32).tiny))
     return Numbers(each[0] if outputs.dim() == 1 else each)
+
+
+def _classes(outputs: Tensor) -> Classes:
+    """Whether answers are probabilities already: none negative, and every row adds up to one."""
+    if outputs.dim() < 2 or outputs.shape[1] < 2:
+        return CLASSES
+    adds_up = (outputs.float().sum(1) - 1).abs().max() <= 1e-3
+    return Probabilities() if bool(adds_up) and bool((outputs >= 0).all()) else CLASSES
 
 
 def _class_numbers(outputs: Tensor, labels: Tensor) -> bool:
