@@ -46,6 +46,10 @@ REFIT_SAMPLES = 2000
 """A refit uses at least so many calibration samples, if there are; more changed nothing measurable."""
 
 
+FEWEST_ROWS = 2
+"""Fewer rows than so many for each input of a layer, and a fit says more of the samples than of the layer."""
+
+
 BASIS_SAMPLES = 1000
 """Calibration samples from which the bases of attention are chosen."""
 
@@ -170,6 +174,23 @@ class Workshop:
                     raise
                 size = max(1, size // 2)
                 report(f"{NOTE}Memory ran out: going on with batches of {size} samples", 0.0)
+
+    def doubt(self) -> str | None:
+        """A warning where live layers were measured on fewer than FEWEST_ROWS rows for each of their inputs."""
+        live = np.concatenate([g.units for g in self.graph.groups if g.frozen is None] or [np.empty(0, dtype=np.int64)])
+        short = []
+        for tap in self.graph.taps:
+            seen = self.statistics.taps.get(tap.module)
+            if seen is not None and np.isin(tap.units, live).any():
+                inputs, rows = len(seen.moments.total), seen.moments.count
+                short += [(rows / inputs, tap.module, inputs, rows)] if rows < FEWEST_ROWS * inputs else []
+        if not short:
+            return None
+        _, name, inputs, rows = min(short)
+        return (
+            f"{len(short)} layers were measured on fewer than {FEWEST_ROWS} rows for each of their inputs (worst: "
+            f"'{name}', {inputs:,} inputs on {rows:,} rows): what was folded there is uncertain. Calibrate on more."
+        )
 
     def paths(self, measure: str, report: Report = silent) -> list[Path]:
         """One path per cluster, cheapest loss per saved `measure` first."""

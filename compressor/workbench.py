@@ -150,6 +150,8 @@ def explained(start: Start) -> tuple[Workshop, Outcome]:
     outcome = start.untouched()
     with timed(start.seconds, "observe"):
         shop.measure(start.report)
+    doubt = shop.doubt()
+    outcome.warnings += [] if doubt is None else [doubt]
     with timed(start.seconds, "findings"):
         start.report("findings", 0.0)
         predicted, samples = predicted_losses(shop.model, shop.graph, shop.statistics), some(data.tune, 512)

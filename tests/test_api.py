@@ -83,3 +83,14 @@ def test_options_that_cannot_be(wrong: dict[str, object]) -> None:
 def test_data_that_cannot_be(data: object) -> None:
     with pytest.raises(DataError):
         compressor.compress(network(), data)
+
+
+def test_layers_that_were_measured_on_too_few_samples_are_warned_of():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 60), torch.nn.ReLU(), torch.nn.Linear(60, 3)).eval()
+        rows = torch.randn(700, 8)
+    for count, expected in ((300, True), (700, False)):
+        record = compressor.compress(model, rows[:count], keep="params=0.7", align=1, max_drop=50).record
+        said = [text for text in record["warnings"] if "60 inputs on" in text]
+        assert bool(said) is expected
