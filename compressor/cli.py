@@ -145,12 +145,14 @@ def _run_study(study: Study, content: Any, base: Path, out: str, resume: bool, f
 def capacity(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")],
     out: Out, resume: Resume = False, force: Force = False, as_json: Json = False, trust_source: Trust = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="the same at the smallest size, to see it run through")] = False,
 ) -> None:  # fmt: skip
     """Measure a ladder of networks of growing width beside its nulls, and judge the published claims."""
+    from compressor.capacity.tiny import tiny as smallest
     from compressor.recipe import load_recipe
 
     content, base = load_recipe(recipe)
-    _run_study(_capacity(), content, base, out, resume, force, as_json)
+    _run_study(_capacity(), smallest(content) if tiny else content, base, out, resume, force, as_json)
 
 
 @app.command()

@@ -130,6 +130,7 @@ class CapacitySection(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
     settings: dict[str, SettingSection] = Field(default={"base": SettingSection()}, min_length=1)
     train_samples: int | None = Field(default=None, ge=2, description="the first so many training samples")
+    test_samples: int | None = Field(default=None, ge=10, description="the first so many test samples; else all")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(), description="each is tried; the best one on the tune part stays"
     )
@@ -144,6 +145,10 @@ class CapacitySection(Section):
     chunk_samples: int = Field(default=10_000, ge=10, description="training samples that chunks are asked for")
     max_rows: int = Field(default=50_000, ge=100, description="rows of activations per layer")
     snapshots: tuple[Share, ...] = Field(default=(), description="shares of the training at which to measure too")
+    random_labels: bool = Field(
+        default=False,
+        description="beside each network one of the same width trained on permuted labels (twice the cost)",
+    )
     effective: bool = Field(default=False, description="ask the compressor how many units are needed")
     workers: int = Field(default=1, ge=1, description="processes that measure rungs side by side on this machine")
     ray: RaySection | None = Field(default=None, description="measure rungs as tasks of Ray instead")

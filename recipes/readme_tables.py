@@ -148,15 +148,15 @@ def capacity_costs(content: dict[str, Any]) -> str:
 
 def capacity(contents: dict[str, dict[str, Any]]) -> str:
     """Every claim that a committed study could test: verdict, effect with its interval over seeds, its null."""
-    lines = columns("study | claim | proposition | verdict | effect [95 %] | null")
+    lines = columns("study | claim | proposition | verdict | effect [95 %] | nulls")
     for name, content in sorted(contents.items()):
         for row in content["claims"]:
             if row["effect"] is None:
                 continue
             low, high = (f"{end:.2f}" for end in row["interval"])
             also = " (its null too)" if row["verdict"] == "supported" and row["reproduced"] else ""
-            beside = row["null"]
-            null = "" if not beside or beside["effect"] is None else f"{beside['effect']:.2f} ({beside['name']})"
+            beside = {name: one["effect"] for name, one in nulls_of(row).items() if one["effect"] is not None}
+            null = ", ".join(f"{value:.2f} ({name})" for name, value in beside.items())
             effect = f"{row['effect']:.2f} [{low}, {high}]"
             lines.append(
                 f"| {name} | {row['id']} | {row['proposition']} | {row['verdict']}{also} | {effect} | {null} |"
@@ -169,6 +169,11 @@ def capacity(contents: dict[str, dict[str, Any]]) -> str:
         about = f"*{name}*: {content['recipe']['description']}; widths {widths}; {len(seeds)} seeds"
         lines.append(f"{about}. It says nothing of {', '.join(untested)}.\n")
     return "\n".join(lines).rstrip()
+
+
+def nulls_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Every null of a claim; studies of before there were several have one."""
+    return row["nulls"] if "nulls" in row else {row["null"]["name"]: row["null"]} if row["null"] else {}
 
 
 def trust(content: dict[str, Any]) -> str:

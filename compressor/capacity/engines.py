@@ -32,6 +32,13 @@ from compressor.stages import Report, silent
 from compressor.studies import REQUEST
 
 RUNGS = "rungs"
+LOCAL_RAY: dict[str, Any] = {
+    "include_dashboard": False,
+    "object_store_memory": 100 * 2**20,
+    "_system_config": {"worker_niceness": 0},
+}
+"""A Ray that is started here: cells and their numbers pass through files, so its store needs no room, and its workers
+are as urgent as the study itself (Ray's own choice is +15: beside anything else on the machine they stand still)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def _connected(asked: RaySection) -> Iterator[Any]:
         ) from None  # fmt: skip
     started = not ray.is_initialized()
     if started:
-        where = {"address": asked.address} if asked.address else {"num_cpus": asked.workers, "include_dashboard": False}
+        where = {"address": asked.address} if asked.address else {"num_cpus": asked.workers, **LOCAL_RAY}
         try:
             ray.init(log_to_driver=False, **where)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:

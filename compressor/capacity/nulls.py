@@ -22,6 +22,9 @@ LEAST_RATIO = 5.0
 GOOD_RATIO = 20.0
 """Samples per unit that arXiv:1912.04783's redundancy needs to be free of the sample size; fewer are marked thin."""
 
+RANDOM_LABELS = "random labels"
+"""The name of the null that a network of the same width gives which was trained on permuted labels."""
+
 Numbers = Mapping[str, float]
 """Name of a measure -> its value."""
 
@@ -81,6 +84,12 @@ def random_labels(labels: Tensor, seed: int, classes: int | None = None) -> Tens
     count = int(labels.max()) + 1 if classes is None else whole_number(classes, "random labels: classes", 2)
     drawn = np.random.default_rng(whole_number(seed, "random labels: seed", 0)).integers(0, count, len(labels))
     return torch.from_numpy(drawn).to(labels)
+
+
+def permuted_labels(labels: Tensor, seed: int) -> Tensor:
+    """The same labels (n,) in a random order: every class as often as before, and nothing to learn."""
+    drawn = np.random.default_rng(whole_number(seed, "permuted labels: seed", 0)).permutation(len(labels))
+    return labels[torch.from_numpy(drawn).to(labels.device)]
 
 
 def untrained(model: nn.Module, seed: int) -> nn.Module:

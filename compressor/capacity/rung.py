@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,19 @@ from compressor.capacity.collect import Layer
 from compressor.capacity.effective import effective_widths
 from compressor.capacity.layerwise import layers_alone, layers_beside_nulls, layers_to_measure
 from compressor.capacity.measures import prunable, removable_area, targeted_gap
+from compressor.capacity.networks import Memorised, networks_of, snapshot_file
+from compressor.capacity.nulls import RANDOM_LABELS
 from compressor.capacity.settings import Setting
 from compressor.errors import CompressorError
 from compressor.export.files import replacing
 from compressor.sources.data import Data
 from compressor.sources.samples import Samples, batches
 from compressor.stages import Report
-from compressor.studies import network, save_weights
-from compressor.training.loop import Progress, accuracy, forward, train
+from compressor.training.loop import accuracy, forward
 from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
 
-NETWORKS, OUTPUTS = "networks", "outputs"
+OUTPUTS = "outputs"
 
 
 def measure_rung(
@@ -42,7 +42,8 @@ def measure_rung(
     Raises what loading, training and measuring raise.
     """
     started = time.perf_counter()
-    model, fresh, about = _networks(setting, width, seed, data, base, folder, report)
+    made = networks_of(setting, width, seed, data, base, folder, report)
+    model, fresh, memorised = made.trained, made.untrained, made.memorised
     ladder, trained = setting.ladder, time.perf_counter() - started
     layers = layers_to_measure(model, ladder.layers, data.judge)
     report("layers", 0.0)
@@ -50,12 +51,12 @@ def measure_rung(
     report("ablation", 0.0)
     _ablations(setting, [(model, measures), (fresh, nulls["untrained"])], layers, data, seed)
     report("chunks", 0.0)
-    own = data.train if data.train is not None else data.tune
-    some = own.take(range(min(len(own), ladder.chunk_samples)))
-    asked = {"repeats": ladder.chunks, "regressions": ladder.regressions, "seed": seed}
-    measures["chunks"], others = chunks_beside_nulls(model, fresh, some, data.judge, **asked)
+    measures["chunks"], others = _chunks(setting, model, fresh, data, seed)
     for name, numbers in others.items():
         nulls[name]["chunks"] = numbers
+    if memorised is not None:
+        report(RANDOM_LABELS, 0.0)
+        nulls[RANDOM_LABELS] = memorised_numbers(setting, memorised, layers, seed)
     measures["accuracy"] = _accuracies(model, data)
     if ladder.snapshots:
         measures["snapshots"] = _snapshots(setting, width, seed, folder, model, layers, data)
@@ -63,8 +64,25 @@ def measure_rung(
         measures["effective"] = _effective(model, data, seed)
     _keep_outputs(model, data.judge, folder / OUTPUTS / f"{setting.rung(width, seed)}.safetensors")
     seconds = {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)}
-    rung = {"setting": setting.name, "width": width, "seed": seed, **about, "traits": setting.traits(data)}
+    rung = {"setting": setting.name, "width": width, "seed": seed, **made.about, "traits": setting.traits(data)}
     return {**rung, "measures": measures, "nulls": nulls, "seconds": seconds}
+
+
+def memorised_numbers(setting: Setting, memorised: Memorised, layers: Sequence[Layer], seed: int) -> dict[str, Any]:
+    """The null of random labels: what a rung measures, of a network that can only memorise."""
+    model, data = memorised.model, memorised.data
+    numbers = layers_alone(model, layers, data.judge, setting.ladder.max_rows, seed)
+    _ablations(setting, [(model, numbers)], layers, data, seed)
+    return {**numbers, "chunks": _chunks(setting, model, None, data, seed)[0], "accuracy": _accuracies(model, data)}
+
+
+def _chunks(
+    setting: Setting, model: nn.Module, fresh: nn.Module | None, data: Data, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    ladder, own = setting.ladder, data.train if data.train is not None else data.tune
+    some = own.take(range(min(len(own), ladder.chunk_samples)))
+    asked = {"repeats": ladder.chunks, "regressions": ladder.regressions, "seed": seed}
+    return chunks_beside_nulls(model, fresh, some, data.judge, **asked)
 
 
 def _ablations(
@@ -89,76 +107,19 @@ def _asked(setting: Setting, data: Data) -> Samples:
     return data.judge if count is None else data.judge.take(range(min(len(data.judge), count)))
 
 
-def _networks(
-    setting: Setting, width: float, seed: int, data: Data, base: Path, folder: Path, report: Report
-) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-    """The trained network, the same one before training, and how the first came."""
-    wanted = setting.wanted(width, seed, folder / NETWORKS)
-    fresh = wanted.initial(base)
-    rates = setting.ladder.learning_rates
-    if rates and wanted.checkpoint is None and wanted.options is not None and not wanted.kept.is_file():
-        _best_of(rates, setting, width, seed, data, fresh, wanted.kept, report)
-    model, weights = network(wanted, base, data.train, report, _snapshooter(setting, width, seed, folder))
-    params = sum(weight.numel() for weight in model.parameters())
-    return model, fresh, {"weights": weights, "params": params}
-
-
-def _best_of(
-    rates: Sequence[float], setting: Setting, width: float, seed: int, data: Data, fresh: nn.Module, kept: Path,
-    report: Report,
-) -> None:  # fmt: skip
-    """Train at every learning rate; the weights that do best on the tune part are kept (of equals, the first)."""
-    options = setting.options(seed)
-    assert options is not None
-    assert data.train is not None
-    best: tuple[float, nn.Module] | None = None
-    for place, lr in enumerate(rates):
-        report(f"train at {lr:g}", place / len(rates))
-        try:
-            made = train(fresh, data.train, replace(options, lr=lr * setting.section.scale))[0]
-        except CompressorError:  # it diverged: not the best
-            continue
-        value = accuracy(made, data.tune)
-        if best is None or value > best[0]:
-            best = value, made
-    if best is None:
-        raise CompressorError(
-            f"setting '{setting.name}', width {width:g}, seed {seed}", "training diverged at every learning rate",
-            "one that converges", "add smaller ones to capacity.learning_rates.",
-        )  # fmt: skip
-    save_weights(best[1], kept)
-
-
-def _snapshooter(setting: Setting, width: float, seed: int, folder: Path) -> Any:
-    """Keeps the weights at the shares of the training that the recipe names."""
-    left = sorted(setting.ladder.snapshots)
-
-    def watch(progress: Progress) -> None:
-        while left and progress.done >= left[0]:
-            save_weights(progress.model, _snapshot_file(setting, width, seed, folder, left.pop(0)))
-
-    return watch if left else None
-
-
-def _snapshot_file(setting: Setting, width: float, seed: int, folder: Path, share: float) -> Path:
-    return folder / NETWORKS / f"{setting.rung(width, seed)}-at{share:g}.safetensors"
-
-
 def _snapshots(
     setting: Setting, width: float, seed: int, folder: Path, model: nn.Module, layers: Sequence[Layer], data: Data
 ) -> list[dict[str, Any]]:
     """What the network was earlier in its training; nothing of networks that were taken."""
     found = []
-    some = None if data.train is None else data.train.take(range(min(len(data.train), setting.ladder.chunk_samples)))
     for share in setting.ladder.snapshots:
-        path = _snapshot_file(setting, width, seed, folder, share)
-        if some is None or not path.is_file():
+        path = snapshot_file(setting, width, seed, folder, share)
+        if data.train is None or not path.is_file():
             continue
         earlier = copy.deepcopy(model)
         earlier.load_state_dict(load_file(path))
         numbers = layers_alone(earlier, layers, data.judge, setting.ladder.max_rows, seed)
-        asked = {"repeats": setting.ladder.chunks, "regressions": setting.ladder.regressions, "seed": seed}
-        chunks, _ = chunks_beside_nulls(earlier, None, some, data.judge, **asked)
+        chunks, _ = _chunks(setting, earlier, None, data, seed)
         ablation = _curve(
             ablation_curve(earlier, layers, _asked(setting, data), orders=setting.ladder.orders, seed=seed)
         )

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
-from compressor.capacity.nulls import random_labels
+from compressor.capacity.nulls import permuted_labels, random_labels
 from compressor.errors import DataError, UsageError
 from compressor.recipe import CapacitySection, Recipe, SettingSection, TrainSection
 from compressor.sources.data import Data, load_data
@@ -33,7 +34,7 @@ class Setting:
     train: TrainSection | None
 
     def data(self, base: Path, seed: int, load: Callable[[str, Path], Data] | None = None) -> Data:
-        """Its data, with as many training samples and such labels as it says; random labels are drawn by `seed`.
+        """Its data, with as many samples and such labels as it says; random labels are drawn by `seed`.
 
         `load` may remember what it has read.
 
@@ -41,6 +42,9 @@ class Setting:
         """
         spec = self.recipe.spec_of(data=self.section.data_args)[1]
         found = load_data(spec, base=base) if load is None else load(spec, base)
+        if self.ladder.test_samples is not None:
+            judge = found.judge.take(range(min(len(found.judge), self.ladder.test_samples)))
+            found = replace(found, judge=judge)
         if found.train is None:
             return found
         train, count = found.train, self.section.train_samples or self.ladder.train_samples
@@ -49,7 +53,7 @@ class Setting:
                 raise DataError(f"setting '{self.name}'", f"{len(train)} training samples", f"{count}", "ask for fewer")
             train = train.take(range(count))
         if self.section.labels == "random":
-            train = _relabelled(train, seed)
+            train = _relabelled(train, lambda labels: random_labels(labels, seed))
         return replace(found, train=train)
 
     def wanted(self, width: float, seed: int, folder: Path) -> Wanted:
@@ -61,6 +65,22 @@ class Setting:
         kept = folder / f"{self.rung(width, seed)}.safetensors"
         prepare = None if how is None else lambda model: initialise(model, how, seed)
         return Wanted(spec, seed, kept, checkpoint, self.options(seed), prepare)
+
+    @property
+    def memorises(self) -> bool:
+        """Whether a network trained on permuted labels stands beside each one, as a null."""
+        return self.ladder.random_labels and self.section.labels == "true"
+
+    def permuted(self, samples: Samples | None, seed: int) -> Samples:
+        """Training samples with their labels permuted by `seed`. Raises DataError where there are no labels."""
+        assert samples is not None
+        return _relabelled(samples, lambda labels: permuted_labels(labels, seed))
+
+    def memorising(self, width: float, seed: int, folder: Path) -> Wanted:
+        """The network of a rung to be trained on permuted labels: the same before training, with a file of its own."""
+        return replace(
+            self.wanted(width, seed, folder), kept=folder / f"{self.rung(width, seed)}-random-labels.safetensors"
+        )
 
     def rung(self, width: float, seed: int) -> str:
         """The name of a rung's files."""
@@ -126,9 +146,9 @@ def _regulariser(train: TrainSection, section: SettingSection) -> tuple[Any, ...
     return train.weight_decay, train.label_smoothing, train.flip, train.shift, section.model_args.get("dropout", 0)
 
 
-def _relabelled(samples: Samples, seed: int) -> Samples:
-    """The same inputs with labels drawn at random, once."""
+def _relabelled(samples: Samples, draw: Callable[[Tensor], Tensor]) -> Samples:
+    """The same inputs with other labels, drawn once."""
     inputs, labels = samples.batch(np.arange(len(samples)))
     if labels is None:
         raise DataError(samples.name, "no labels", "labels to draw others for", "give a dataset of (input, label).")
-    return as_samples((inputs, random_labels(labels, seed).to(torch.int64)), samples.name)
+    return as_samples((inputs, draw(labels).to(torch.int64)), samples.name)

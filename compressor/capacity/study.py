@@ -13,7 +13,8 @@ from compressor.capacity.claims.evidence import Evidence
 from compressor.capacity.claims.registry import judge_claims
 from compressor.capacity.engines import RUNGS, Cell, forget, in_processes, measure, on_ray
 from compressor.capacity.ensembles import ensembles
-from compressor.capacity.rung import NETWORKS, OUTPUTS
+from compressor.capacity.networks import NETWORKS
+from compressor.capacity.rung import OUTPUTS
 from compressor.capacity.settings import Setting, settings_of
 from compressor.capacity.slopes import fitted_slopes
 from compressor.errors import UsageError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -13,22 +12,22 @@ from markupsafe import Markup
 from rich.table import Table
 
 from compressor.export.files import write_text
-from compressor.report.capacity_pictures import (
-    against_width,
-    chunk_errors_picture,
-    layer_stack,
-    reconstruction_picture,
-)
+from compressor.report.capacity_chunks import chunk_errors_picture, chunk_picture
+from compressor.report.capacity_pictures import against_width, layer_stack
 
 _COLUMNS = (
     ("accuracy, test %", lambda m, _: m["accuracy"]["test"], "{:.1f}"),
     ("training %", lambda m, _: m["accuracy"]["train"], "{:.1f}"),
     ("prunable", lambda m, _: m["ablation"]["prunable_mean"], "{:.2f}"),
-    ("untrained", lambda _, n: n["untrained"]["ablation"]["prunable_mean"], "{:.2f}"),
+    ("(untrained)", lambda _, n: n["untrained"]["ablation"]["prunable_mean"], "{:.2f}"),
+    ("(random labels)", lambda _, n: n["random labels"]["ablation"]["prunable_mean"], "{:.2f}"),
     ("redundant", lambda m, _: m["r95"], "{:.2f}"),
-    ("untrained ", lambda _, n: n["untrained"]["r95"], "{:.2f}"),
-    ("white noise", lambda _, n: n["white noise"]["r95"], "{:.2f}"),
+    ("(untrained)", lambda _, n: n["untrained"]["r95"], "{:.2f}"),
+    ("(random labels)", lambda _, n: n["random labels"]["r95"], "{:.2f}"),
+    ("(white noise)", lambda _, n: n["white noise"]["r95"], "{:.2f}"),
     ("similar", lambda m, _: m["similar"], "{:.1f}"),
+    ("(untrained)", lambda _, n: n["untrained"]["similar"], "{:.1f}"),
+    ("(random labels)", lambda _, n: n["random labels"]["similar"], "{:.1f}"),
     ("w*", lambda m, _: m["chunks"]["critical"]["by_error"], "{:.0f}"),
 )
 
@@ -58,13 +57,16 @@ def effect_of(row: Mapping[str, Any]) -> str:
 
 
 def null_of(row: Mapping[str, Any]) -> str:
-    """The null's effect and its name, or nothing."""
-    null = row["null"]
-    return "" if null is None or null["effect"] is None else f"{null['effect']:.3g} ({null['name']})"
+    """The effect of every null beside the claim's own, and its name, or nothing."""
+    return ", ".join(f"{one['effect']:.3g} ({name})" for name, one in row["nulls"].items() if one["effect"] is not None)
 
 
-def ladder_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Per width: the mean over seeds of the main numbers and of their nulls; empty where one is missing."""
+def ladder_rows(rungs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows): per width the mean over seeds of the main numbers and of their nulls, in parentheses.
+
+    Empty where one is missing; what is missing at every width has no column.
+    """
+    headings = ["width", "seeds", *(heading for heading, _, _ in _COLUMNS)]
     rows = []
     for width in sorted({rung["width"] for rung in rungs}):
         mine = [rung for rung in rungs if rung["width"] == width]
@@ -73,12 +75,8 @@ def ladder_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             values = [_read(rung, read) for rung in mine]
             cells.append(form.format(mean(v for v in values if v is not None)) if None not in values else "")
         rows.append(cells)
-    return rows
-
-
-def ladder_headings() -> list[str]:
-    """Headings of `ladder_rows`."""
-    return ["width", "seeds", *(heading.strip() for heading, _, _ in _COLUMNS)]
+    shown = [place for place in range(len(headings)) if any(row[place] for row in rows)]
+    return [headings[place] for place in shown], [[row[place] for place in shown] for row in rows]
 
 
 def _read(rung: Mapping[str, Any], read: Any) -> float | None:
@@ -98,11 +96,7 @@ def write_capacity(found: Mapping[str, Any], path: Path) -> None:
     page = environment.get_template("capacity.html.j2").render(
         found=found,
         name=found["recipe"]["description"] or found["recipe"]["model"],
-        settings=[
-            _setting(name, [r for r in found["rungs"] if r["setting"] == name], found.get("slopes", {}).get(name))
-            for name in settings
-        ],
-        headings=ladder_headings(),
+        settings=[_setting(name, [r for r in found["rungs"] if r["setting"] == name], found) for name in settings],
         verdict_of=verdict_of,
         effect_of=effect_of,
         null_of=null_of,
@@ -122,28 +116,27 @@ def refusals(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(found)
 
 
-def _setting(name: str, rungs: Sequence[Mapping[str, Any]], slope: Mapping[str, Any] | None) -> dict[str, Any]:
+def _setting(name: str, rungs: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> dict[str, Any]:
+    slope = found.get("slopes", {}).get(name)
     pictures = [
-        against_width(rungs, "prunable", f"prunable units, {name}", _rate(rungs, "ablation")),
-        against_width(rungs, "redundant", f"redundant directions, {name}", _rate(rungs, "r95")),
-        layer_stack(rungs, name),
+        against_width(rungs, "prunable", f"prunable units, {name}", _growth(found, "A-5", name)),
+        against_width(rungs, "redundant", f"redundant directions, {name}", _growth(found, "A-6", name)),
+        layer_stack(rungs, "prunable units", name),
+        layer_stack(rungs, "redundant directions", name),
         chunk_errors_picture(rungs, name, slope),
-        reconstruction_picture(rungs, name, "r2_outside"),
-        reconstruction_picture(rungs, name, "residual_correlation_outside"),
+        *(chunk_picture(rungs, name, what) for what in ("train_error", "r2_outside", "residual_correlation_outside")),
     ]
     shown = [Markup(svg) for svg in pictures if svg]  # pictures are ours; names of settings are letters and digits
-    return {"name": name, "rows": ladder_rows(rungs), "pictures": shown}
+    headings, rows = ladder_rows(rungs)
+    return {"name": name, "headings": headings, "rows": rows, "pictures": shown}
 
 
-def _rate(rungs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """g from the first to the last width of the mean over seeds; none where a number is missing."""
-    widths = sorted({rung["width"] for rung in rungs})
-    ends = []
-    for width in (widths[0], widths[-1]):
-        parts = [rung["measures"].get(key) for rung in rungs if rung["width"] == width]
-        values = [part["prunable_mean"] if isinstance(part, Mapping) else part for part in parts]
-        if not all(values):
-            return []
-        ends.append(width * mean(values))
-    doublings = math.log2(widths[-1] / widths[0])
-    return [(ends[1] / ends[0]) ** (1 / doublings)] if doublings else []
+def _growth(found: Mapping[str, Any], claim: str, name: str) -> str:
+    """`g = 2.61 [2.50, 2.71], untrained 2.00`, as the claim about growth has it; nothing where it was not asked."""
+    for row in found["claims"]:
+        for test in row["tests"] if row["id"] == claim else ():
+            if test["setting"] == name:
+                low, high = (f"{end:.2f}" if end is not None else "–" for end in test["interval"])
+                nulls = [f"{n} {one['effect']:.2f}" for n, one in test["null"].items() if one["effect"] is not None]
+                return ", ".join([f"g = {test['effect']:.2f} [{low}, {high}]", *nulls])
+    return ""

@@ -1,118 +1,96 @@
-"""Pictures of a capacity study as inline SVG: the papers' figures for the user's networks, with their nulls."""
+"""Pictures of a capacity study against width: prunable and redundant units with their growth, and layer by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
-from compressor.report.pictures import ACCENT, GOOD, INK, MUTED, RULE, UNSURE, framed_figure, inline_svg
+from compressor.report.capacity_bands import NULLS, band, doublings, finished, logarithmic, parts
+from compressor.report.pictures import ACCENT, INK, framed_figure
 
 Read = Callable[[Mapping[str, Any]], Any]
-_NULLS = {"untrained": (UNSURE, "--"), "white noise": (MUTED, ":"), "permuted": (MUTED, "-.")}
+_STACKED = ("untrained", "random labels")
+"""Nulls whose layers stand beside the networks'."""
 
 
 @matplotlib.style.context("default")
-def against_width(rungs: Sequence[Mapping[str, Any]], what: str, title: str, rates: Iterable[float]) -> str | None:
-    """Units in all (share times width) against width, both logarithmic, with every seed and the nulls.
+def against_width(rungs: Sequence[Mapping[str, Any]], what: str, title: str, growth: str) -> str | None:
+    """Units in all (share times width) against width, both logarithmic: bands from the least to the greatest seed.
 
-    `what` is `prunable` or `redundant`; `rates` are growth rates g to write beside. None where nothing was measured.
+    `what` is `prunable` or `redundant`; `growth` are growth rates g in words. None where nothing was measured.
     """
     read = _prunable if what == "prunable" else _redundant
     figure, axes = framed_figure(3.4)
-    drawn = _ladder(axes, rungs, read, None, ACCENT, "-", "trained")
-    for null, (color, line) in _NULLS.items():
-        _ladder(axes, rungs, read, null, color, line, null)
-    if not drawn:
+    drawn = [null for null in NULLS if band(axes, _ladder(rungs, read, null), *NULLS[null], null)]
+    mine = _ladder(rungs, read, None)
+    if not band(axes, mine, ACCENT, "-", "trained", marker="o"):
         return None
-    _log(axes, "width", title)
-    words = ", ".join(f"g = {g:.2f}" for g in rates)
-    axes.text(0.03, 0.94, words, transform=axes.transAxes, color=INK, va="top")
-    return _finished(figure, axes, f"capacity-{what}", f"{title} against width; {words}")
+    doublings(axes, "width")
+    logarithmic(axes, title, mine)
+    axes.set_title(growth, color=INK, fontsize="medium", loc="left")
+    words = f"{title} against width; {growth}; beside {', '.join(drawn) or 'no null'}"
+    return finished(figure, axes, f"capacity-{what}-{title}", words)
 
 
 @matplotlib.style.context("default")
-def chunk_errors_picture(
-    rungs: Sequence[Mapping[str, Any]], name: str, slope: Mapping[str, Any] | None = None
-) -> str | None:
-    """Mean chunk test error against size at the greatest width, with the fit above w* and -1/2 as reference.
+def layer_stack(rungs: Sequence[Mapping[str, Any]], what: str, name: str) -> str | None:
+    """Redundant or prunable units of every layer, stacked, against width; those of nulls as thinner stacks beside.
 
-    Beside it the untrained features with a head refitted to them. `slope` is an entry of a study's `slopes`; both
-    curves end at its floor.
+    None for fewer than two layers, and where layers were not ablated alone.
     """
-    widest = _widest(rungs)
-    figure, axes = framed_figure(3.4)
-    points = _by_size(widest, None, "test_error")
-    if not points:
-        return None
-    _points(axes, points, ACCENT, "-", "trained, test")
-    _points(axes, _by_size(widest, None, "train_error"), GOOD, "-", "trained, training data")
-    _points(axes, _by_size(widest, "untrained", "test_error"), UNSURE, "--", "untrained, head refitted")
-    floor = 0.0 if slope is None else slope["floor"]
-    if slope is not None:
-        sizes = slope["sizes"]
-        fitted = [floor + slope["amplitude"] * size ** slope["exponent"] for size in sizes]
-        axes.plot(sizes, fitted, color=INK, lw=1.5, label=f"fit: exponent {slope['exponent']:.2f}, floor {floor:.3f}")
-    last = max(points) if slope is None else slope["sizes"][-1]
-    start = max(points[last] - floor, 1e-6) if points[last] > 0 else max(points.values())
-    half = [floor + start * (size / last) ** -0.5 for size in sorted(points)]
-    axes.plot(sorted(points), half, color=MUTED, lw=1, ls=":", label="exponent -1/2")
-    _log(axes, "units of the chunk", "error")
-    return _finished(figure, axes, f"chunks-{name}", f"chunk error against chunk size, {name}")
-
-
-@matplotlib.style.context("default")
-def layer_stack(rungs: Sequence[Mapping[str, Any]], name: str) -> str | None:
-    """Redundant directions (R95 times units) of every layer, stacked, against width. None for fewer than two layers."""
-    stacks: dict[float, dict[str, list[float]]] = {}
-    for rung in rungs:
-        for layer in rung["measures"]["layers"]:
-            if "r95" in layer:
-                found = stacks.setdefault(rung["width"], {})
-                found.setdefault(layer["name"], []).append(layer["r95"] * layer["units"])
-    widths = sorted(stacks)
-    names = list(dict.fromkeys(layer for width in widths for layer in stacks[width]))
+    stacks = {label: _stack(rungs, what, null) for label, null in [("trained", None), *((n, n) for n in _STACKED)]}
+    stacks = {label: stack for label, stack in stacks.items() if stack}
+    widths = sorted(stacks.get("trained", {}))
+    names = list(dict.fromkeys(layer for width in widths for layer in stacks["trained"][width]))
     if len(names) < 2:
         return None
     figure, axes = framed_figure(3.4)
-    below = [0.0] * len(widths)
-    for place, layer in enumerate(names):
-        heights = [mean(stacks[width].get(layer, [0.0])) for width in widths]
-        shade = 1 - 0.75 * place / (len(names) - 1)
-        axes.bar(range(len(widths)), heights, bottom=below, color=ACCENT, alpha=shade, label=layer, width=0.7)
-        below = [low + height for low, height in zip(below, heights, strict=True)]
+    for offset, (label, stack) in enumerate(stacks.items()):
+        _bars(axes, stack, widths, names, offset, ACCENT if label == "trained" else NULLS[label][0])
     axes.set_xticks(range(len(widths)), [f"{width:g}" for width in widths])
     axes.set_xlabel("width")
-    axes.set_ylabel("redundant directions by layer")
-    return _finished(figure, axes, f"layers-{name}", f"redundant directions of every layer against width, {name}")
+    axes.set_ylabel(f"{what} by layer")
+    colors = {label: ACCENT if label == "trained" else NULLS[label][0] for label in stacks}
+    keys = [Patch(color=INK, alpha=_shade(place, len(names)), label=layer) for place, layer in enumerate(names)]
+    keys += [Patch(color=color, label=label) for label, color in colors.items()]
+    words = f"{what} of every layer against width, {name}; beside {', '.join(list(stacks)[1:]) or 'no null'}"
+    return finished(figure, axes, f"layers-{what}-{name}", words, keys)
 
 
-@matplotlib.style.context("default")
-def reconstruction_picture(rungs: Sequence[Mapping[str, Any]], name: str, quantity: str) -> str | None:
-    """Held-out R² (`r2_outside`) or mean residual |correlation| of the units outside a chunk, against its size."""
-    widest = _widest(rungs)
-    points = _by_size(widest, None, quantity)
-    if not points:
-        return None
-    figure, axes = framed_figure(3.0)
-    _points(axes, points, ACCENT, "-", "trained")
-    for null in ("untrained", "permuted"):
-        _points(axes, _by_size(widest, null, quantity), *_NULLS[null], null)
-    floor = [r["measures"]["chunks"].get("correlation_null") for r in widest]
-    if quantity == "residual_correlation_outside" and all(floor):
-        axes.axhline(mean(floor), color=MUTED, lw=1, ls=":", label="independent units")
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("units of the chunk")
-    title = "R² of the units outside" if quantity == "r2_outside" else "residual |correlation| outside"
-    axes.set_ylabel(title)
-    if quantity == "r2_outside":
-        axes.set_ylim(-0.1, 1.05)
-    return _finished(figure, axes, f"{quantity}-{name}", f"{title} against chunk size, {name}")
+def _bars(
+    axes: Axes, stack: Mapping[float, Mapping[str, Sequence[float]]], widths: Sequence[float], names: Sequence[str],
+    offset: int, color: str,
+) -> None:  # fmt: skip
+    places = [place + (0.0 if offset == 0 else 0.2 + 0.15 * offset) for place in range(len(widths))]
+    below = [0.0] * len(widths)
+    for place, layer in enumerate(names):
+        heights = [mean(stack.get(width, {}).get(layer) or [0.0]) for width in widths]
+        thick = 0.5 if offset == 0 else 0.12
+        axes.bar(places, heights, bottom=below, color=color, alpha=_shade(place, len(names)), width=thick)
+        below = [low + height for low, height in zip(below, heights, strict=True)]
+
+
+def _shade(place: int, count: int) -> float:
+    return 1 - 0.75 * place / (count - 1)
+
+
+def _stack(rungs: Sequence[Mapping[str, Any]], what: str, null: str | None) -> dict[float, dict[str, list[float]]]:
+    """Width -> layer -> units of all seeds; empty where a layer has no such number."""
+    found: dict[float, dict[str, list[float]]] = {}
+    units = {(rung["width"], layer["name"]): layer["units"] for rung in rungs for layer in rung["measures"]["layers"]}
+    for width, part in parts(rungs, null):
+        rows = part["layers"] if what.startswith("redundant") else part.get("by_layer", [])
+        for row in rows:
+            share = row.get("r95" if what.startswith("redundant") else "prunable_mean")
+            if share is not None:
+                found.setdefault(width, {}).setdefault(row["name"], []).append(share * units[width, row["name"]])
+    return found
 
 
 def _prunable(part: Mapping[str, Any]) -> Any:
@@ -123,56 +101,14 @@ def _redundant(part: Mapping[str, Any]) -> Any:
     return part["r95"]
 
 
-def _ladder(axes: Axes, rungs: Any, read: Read, null: str | None, color: str, line: str, label: str) -> bool:
-    """One line through the means of the seeds, a dot for each seed. False where nothing was measured."""
-    points: dict[float, list[float]] = {}
-    for rung in rungs:
-        part = rung["measures"] if null is None else rung["nulls"].get(null, {})
+def _ladder(rungs: Sequence[Mapping[str, Any]], read: Read, null: str | None) -> dict[float, list[float]]:
+    """Width -> share times width of every seed."""
+    found: dict[float, list[float]] = {}
+    for width, part in parts(rungs, null):
         try:
             value = read(part)
         except KeyError:
             continue
         if value:
-            points.setdefault(rung["width"], []).append(rung["width"] * value)
-    if not points:
-        return False
-    widths = sorted(points)
-    axes.plot(widths, [mean(points[w]) for w in widths], color=color, ls=line, lw=1.3, label=label)
-    seeds = [(w, v) for w in widths for v in points[w]]
-    axes.plot(*zip(*seeds, strict=True), "o", color=color, markersize=3)
-    return True
-
-
-def _widest(rungs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    greatest = max(rung["width"] for rung in rungs)
-    return [rung for rung in rungs if rung["width"] == greatest]
-
-
-def _by_size(rungs: Sequence[Mapping[str, Any]], null: str | None, name: str) -> dict[int, float]:
-    """Size -> mean over chunks and seeds."""
-    found: dict[int, list[float]] = {}
-    for rung in rungs:
-        chunks = (rung["measures"] if null is None else rung["nulls"].get(null, {})).get("chunks", {})
-        for size, row in zip(chunks.get("sizes", ()), chunks.get(name, ()), strict=False):
-            found.setdefault(size, []).extend(value for value in row if value is not None)
-    return {size: mean(values) for size, values in found.items() if values}
-
-
-def _points(axes: Axes, points: Mapping[int, float], color: str, line: str, label: str) -> None:
-    sizes = sorted(points)
-    if sizes:
-        axes.plot(sizes, [points[s] for s in sizes], "o", ls=line, color=color, lw=1.3, markersize=3, label=label)
-
-
-def _log(axes: Axes, x: str, y: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-
-
-def _finished(figure: Figure, axes: Axes, name: str, words: str) -> str:
-    axes.grid(color=RULE, linewidth=0.8)
-    axes.yaxis.label.set_color(INK)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
-    return inline_svg(figure, "".join(c if c.isalnum() else "-" for c in name), words)
+            found.setdefault(width, []).append(width * value)
+    return found

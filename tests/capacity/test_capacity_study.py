@@ -34,12 +34,15 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate({**plain, "capacity": {**ladder, **changes}})
 
 
+WHOLE: dict[str, Any] = {"snapshots": [0.5], "by_layer": True, "random_labels": True}
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     base = tmp_path_factory.mktemp("ladder")
     (base / "net.py").write_text(NET)
     out = base / "out"
-    return base, out, run_capacity(recipe(snapshots=[0.5], by_layer=True), base, out)
+    return base, out, run_capacity(recipe(**WHOLE), base, out)
 
 
 Study = tuple[Path, Path, dict[str, Any]]
@@ -51,7 +54,8 @@ def test_every_rung_has_its_measures_beside_its_nulls(study: Study) -> None:
         (s, w, n) for s in ("true_labels", "random") for w in (6, 12) for n in (0, 1)
     }
     for rung in found["rungs"]:
-        assert set(rung["nulls"]) == {"untrained", "white noise", "permuted"}
+        memorised = {"random labels"} if rung["setting"] == "true_labels" else set()
+        assert set(rung["nulls"]) == {"untrained", "white noise", "permuted"} | memorised
         (layer,) = rung["measures"]["layers"]
         assert (layer["units"], layer["samples"]) == (rung["width"], 400)
         assert 0 < rung["nulls"]["white noise"]["r95"] < 0.3
@@ -70,6 +74,29 @@ def test_random_labels_are_not_generalised(study: Study) -> None:
     accuracies = {r["setting"]: r["measures"]["accuracy"]["test"] for r in study[2]["rungs"] if r["width"] == 12}
     assert accuracies["true_labels"] > 50
     assert accuracies["random"] < 30
+
+
+def test_networks_on_permuted_labels_stand_beside_the_others(study: Study) -> None:
+    base, out, found = study
+    for rung in found["rungs"]:
+        if rung["setting"] == "true_labels":
+            null, mine = rung["nulls"]["random labels"], rung["measures"]
+            assert null["accuracy"]["test"] < 30
+            assert rung["width"] == 6 or mine["accuracy"]["test"] > 50
+            assert null["ablation"]["fractions"] == mine["ablation"]["fractions"]
+            assert null["chunks"]["sizes"] == mine["chunks"]["sizes"]
+            whole = 1 - null["accuracy"]["train"] / 100  # the labels that it was trained on are asked for
+            assert null["chunks"]["train_error"][-1] == pytest.approx([whole] * 5)
+            assert [layer["name"] for layer in null["by_layer"]] == ["2"]
+    (setting, _) = settings_of(recipe(**WHOLE))
+    fresh, other = (part(12, 1, out / "networks").initial(base) for part in (setting.wanted, setting.memorising))
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), other.parameters(), strict=True))
+    kept = setting.memorising(12, 1, out / "networks").kept
+    assert kept.is_file()
+    assert kept != setting.wanted(12, 1, out / "networks").kept
+    claims = {row["id"]: row for row in found["claims"]}
+    assert {"untrained", "random labels"} <= set(claims["A-6"]["tests"][0]["null"])  # of true labels
+    assert "random labels" not in claims["A-6"]["tests"][1]["null"]
 
 
 def test_claims_say_why_they_are_undecided(study: Study) -> None:
@@ -92,7 +119,8 @@ def test_every_raw_trial_is_kept(study: Study) -> None:
 
 def test_page_and_table_show_every_claim(study: Study) -> None:
     page = (study[1] / "report.html").read_text()
-    assert page.count("<svg") == 10  # five pictures for each setting
+    assert page.count("<svg") == 12  # six pictures for each setting; stacks need two layers
+    assert '<th scope="col">(random labels)</th>' in page
     assert all(f">{row['id']}<" in page for row in study[2]["claims"])
     assert capacity_view(study[2]).row_count == 25
     assert refusals(study[2]["rungs"]) == []
@@ -105,7 +133,7 @@ def test_resuming_runs_only_what_is_missing(study: Study) -> None:
     gone.unlink()
     times = {path: path.stat().st_mtime_ns for path in (out / "rungs").glob("*.json")}
     networks = {path: path.stat().st_mtime_ns for path in (out / "networks").iterdir()}
-    run_capacity(recipe(snapshots=[0.5], by_layer=True), base, out, resume=True)
+    run_capacity(recipe(**WHOLE), base, out, resume=True)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert {path: path.stat().st_mtime_ns for path in (out / "networks").iterdir()} == networks
     assert {**json.loads(gone.read_text()), "seconds": 0} == {**before, "seconds": 0}

@@ -45,6 +45,8 @@ def rung(width: float, seed: int, setting: str = "base", **changes: Any) -> dict
     }
     measures["chunks"] = changes.get("chunks", {"refused": "no chunks here"})
     nulls = {"untrained": part(**changes.get("untrained", {})), "white noise": part(), "permuted": part()}
+    if "memorised" in changes:
+        nulls["random labels"] = part(**changes["memorised"])
     traits = {**TRAITS, **changes.get("traits", {})}
     return {"setting": setting, "width": width, "seed": seed, "measures": measures, "nulls": nulls, "traits": traits}
 
@@ -114,6 +116,27 @@ def test_a_claim_that_its_null_shows_too_says_so() -> None:
     assert found["reproduced"]
     assert found["null"]["name"] == "untrained"
     assert "null shows it too" in found["reason"]
+
+
+def test_a_network_on_random_labels_is_a_null_too() -> None:
+    rises = lambda w: {"r95": 0.1 * (w / 8) ** 0.5, "prunable": 0.1 * (w / 8) ** 0.5}  # noqa: E731
+    falls = lambda w: {"prunable": 0.5 * (8 / w) ** 0.5}  # noqa: E731
+    found = verdicts(ladder(measures=rises, memorised=rises, untrained=falls))["A-5"]
+    assert found["verdict"] == "supported"
+    assert found["reproduced_by"] == ["random labels"]
+    assert found["null"]["name"] == "random labels"
+    assert not found["nulls"]["untrained"]["reproduces"]
+    assert found["reason"].endswith("nothing of what the labels teach")
+    assert verdicts(ladder(measures=rises, memorised=falls, untrained=falls))["A-5"]["reproduced_by"] == []
+    without = [{**row, "nulls": {k: v for k, v in row["nulls"].items() if k != "random labels"}} for row in ladder()]
+    assert "random labels" not in verdicts(without)["A-5"]["nulls"]
+
+
+def test_one_of_two_is_enough_for_a_null_as_for_the_networks() -> None:
+    rises = lambda w: {"similar": w / 8, "removable": 0.5}  # noqa: E731
+    found = verdicts(ladder(measures=lambda w: {"similar": w / 8, "removable": w / 128}, untrained=rises))["A-3"]
+    assert found["verdict"] == "supported"
+    assert found["reproduced_by"] == ["untrained"]
 
 
 def test_accuracy_that_falls_refutes_the_first_claim() -> None:

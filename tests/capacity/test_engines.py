@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tiny_ladder import NET
 
+from compressor.capacity.engines import LOCAL_RAY
 from compressor.capacity.study import run_capacity
 from compressor.errors import DataError, UsageError
 from compressor.recipe import Recipe, parse_recipe
@@ -109,7 +110,7 @@ def test_two_workers_of_a_local_ray(plain: Plain, tmp_path: Path) -> None:
 def test_a_ray_that_runs_already_is_used_and_stays(plain: Plain, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     base, alone = plain
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, log_to_driver=False, **LOCAL_RAY)
     try:
         same(alone, run_capacity(recipe(ray={"address": "auto"}), base, tmp_path / "out"))
         assert ray.is_initialized()

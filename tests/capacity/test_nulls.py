@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from compressor.capacity.measures import redundancy95, similar_units
-from compressor.capacity.nulls import beside_nulls, permuted, random_labels, sample_ratio, untrained, white_noise
+from compressor.capacity.nulls import (
+    beside_nulls,
+    permuted,
+    permuted_labels,
+    random_labels,
+    sample_ratio,
+    untrained,
+    white_noise,
+)
 from compressor.errors import DataError, ModelError
 
 
@@ -119,3 +127,12 @@ def test_chance_correlations_stay_far_below_one_half() -> None:
     pairs = np.abs(np.corrcoef(x, rowvar=False)[np.triu_indices(200, 1)])
     assert pairs.mean() == pytest.approx(0.029, abs=0.001)
     assert similar_units(x).mean == 0
+
+
+def test_permuted_labels_are_the_same_labels() -> None:
+    labels = torch.arange(90) % 9
+    mixed = permuted_labels(labels, 4)
+    assert torch.equal(mixed.bincount(), labels.bincount())
+    assert torch.equal(mixed, permuted_labels(labels, 4))
+    assert not torch.equal(mixed, permuted_labels(labels, 5))
+    assert float((mixed == labels).double().mean()) < 0.4

@@ -29,7 +29,7 @@ NEARLY = 1.9
     "A-1",
     CASPER_V5,
     "Test accuracy at the greatest width is at most 1 point below the best narrower width's.",
-    without_null="before training every network answers at chance",
+    without_null="before training, or on random labels, every network answers at chance",
 )
 def accuracy_does_not_fall(study: Evidence) -> Joint:
     """In every setting with true labels; the best narrower width is chosen on the mean of the seeds."""
@@ -74,8 +74,8 @@ def removable_or_repeated(study: Evidence) -> Joint:
     for name in study.settings:
         both: list[Reading] = []
         for what, read, least in (("rise of A", removable, 0.02), ("rise of similar units per unit", similar, 0.5)):
-            null = {"untrained": study.curve(name, read, "untrained", what)}
-            both.append(judged(name, what, study.curve(name, read, what=what), _rise, low=least, nulls=null))
+            rows = study.curve(name, read, what=what)
+            both.append(judged(name, what, rows, _rise, low=least, nulls=study.nulls(name, read)))
         joints.append(some(both))
     return all_of(joints)
 
@@ -90,12 +90,11 @@ def targeted_gap_grows(study: Evidence) -> Joint:
     """Gap at the greatest width, and its rise over the ladder (the paper: in AlexNet, hardly in ResNets)."""
     joints = []
     for name in study.true_settings():
-        rows, null = study.curve(name, gap, what="targeted gap"), study.curve(name, gap, "untrained", "targeted gap")
-        last = {"untrained": null}
+        rows, nulls = study.curve(name, gap, what="targeted gap"), study.nulls(name, gap)
         joints.append(every([
             judged(name, "targeted gap at the greatest width", rows, lambda r: float(r[:, -1].mean()), low=0.01,
-                   nulls=last),
-            judged(name, "rise of the targeted gap", rows, _rise, low=0.0, nulls=last),
+                   nulls=nulls),
+            judged(name, "rise of the targeted gap", rows, _rise, low=0.0, nulls=nulls),
         ]))  # fmt: skip
     return all_of(joints)
 
@@ -115,8 +114,8 @@ def prunability_grows(study: Evidence) -> Joint:
         except NotInStudy as error:
             missing.append(error)
             continue
-        null = {"untrained": widths * study.null_curve(name, prunable, "untrained")}
-        tests.append(judged(name, "g of prunable units", widths * rows, rate(doublings), low=NEARLY, nulls=null))
+        nulls = {null: widths * values for null, values in study.nulls(name, prunable).items()}
+        tests.append(judged(name, "g of prunable units", widths * rows, rate(doublings), low=NEARLY, nulls=nulls))
     if not tests:
         raise missing[0]
     return every(tests)
@@ -134,15 +133,10 @@ def redundancy_grows(study: Evidence) -> Joint:
     tests = []
     for name in study.settings:
         rows = study.curve(name, redundancy, what="R95")[:, first:]
-        null = {
-            beside: widths * study.curve(name, redundancy, beside, "R95")[:, first:]
-            for beside in ("untrained", "white noise")
-        }
-        tests.append(
-            judged(
-                name, "g of redundant directions", widths * rows, rate(study.doublings(first)), low=NEARLY, nulls=null
-            )
-        )
+        beside = [*study.networks(name), "white noise"]
+        nulls = {null: widths * study.null_curve(name, redundancy, null)[:, first:] for null in beside}
+        what = "g of redundant directions"
+        tests.append(judged(name, what, widths * rows, rate(study.doublings(first)), low=NEARLY, nulls=nulls))
     return every(tests)
 
 

@@ -16,6 +16,7 @@ from compressor.capacity.claims.registry import CASPER_V5, claim
 from compressor.capacity.measures.checks import Array
 
 SAME = "before training the networks of both settings are the same ones: their difference is 0"
+"""Holds of the untrained null; where the recipe asks for networks on random labels these stand beside the effect."""
 
 
 @claim(
@@ -55,9 +56,10 @@ def dimension_decides(study: Evidence) -> Joint:
         if study.traits(few)["dimension"] > 20 or study.traits(many)["dimension"] < 1000:
             continue
         for name, low, high in ((few, -math.inf, 1.5), (many, 1.75, math.inf)):
-            rows, null = (widths * (1 - study.curve(name, redundancy, n, "R95")) for n in (None, "untrained"))
+            rows = widths * (1 - study.curve(name, redundancy, what="R95"))
+            nulls = {null: widths * (1 - values) for null, values in study.nulls(name, redundancy).items()}
             what = "g of directions that are not redundant"
-            tests.append(judged(name, what, rows, rate(study.doublings()), low, high, {"untrained": null}))
+            tests.append(judged(name, what, rows, rate(study.doublings()), low, high, nulls))
     if not tests:
         raise NotInStudy("not in this study: data of at most 20 and of at least 1,000 dimensions")
     return every(tests)
@@ -121,10 +123,10 @@ def widening_stays_local(study: Evidence) -> Joint:
             continue
         for place, (layer, before, after) in enumerate(sizes):
             rows = study.curve(name, _layer_prunable(place), what="the ablation of single layers (by_layer)")
-            null = {"untrained": study.null_curve(name, _layer_prunable(place), "untrained")}
+            nulls = study.nulls(name, _layer_prunable(place))
             low, high = (0.9, 1.1) if before == after else (1.5, math.inf)
             what = f"g of prunable units of {layer}"
-            tests.append(judged(name, what, rows, rate(study.doublings()), low, high, null))
+            tests.append(judged(name, what, rows, rate(study.doublings()), low, high, nulls))
     if not tests:
         raise NotInStudy("not in this study: a ladder in which one layer alone is widened")
     return every(tests)
@@ -168,13 +170,18 @@ def _same_growth(study: Evidence, trait: str, most: float, least_factor: float =
             few, many = sorted(study.traits(name)[trait] for name in pair)
             if many < least_factor * few:
                 continue
-        rows = widths * _pair(study, pair, prunable, None)
+        rows = widths * np.stack([study.curve(name, prunable) for name in pair], axis=1)
+        nulls = {
+            null: widths * np.stack([study.null_curve(name, prunable, null) for name in pair], axis=1)
+            for null in study.networks(*pair)
+            if null != "untrained"
+        }
 
         def difference(values: Array) -> float:
             return grow(values[:, 0]) - grow(values[:, 1])
 
         what = "g of prunable units, first - second"
-        tests.append(judged(" / ".join(pair), what, rows, difference, -most, most))
+        tests.append(judged(" / ".join(pair), what, rows, difference, -most, most, nulls))
     if not tests:
         raise NotInStudy(f"not in this study: {trait.replace('_', ' ')} that differ by a factor of {least_factor:g}")
     return every(tests)
@@ -185,18 +192,20 @@ def _contrast(
     high: float = math.inf,
 ) -> Reading:  # fmt: skip
     """At the greatest width, which is all that the propositions speak of; narrower networks may have failed."""
-    nulls = {"untrained": _at_greatest(study, pair, read, "untrained")}
+    nulls = {null: _at_greatest(study, pair, read, null) for null in study.networks(*pair)}
     return judged(" / ".join(pair), what, _at_greatest(study, pair, read, None), statistic, low, high, nulls)
 
 
 def _at_greatest(study: Evidence, pair: tuple[str, str], read: Read, null: str | None) -> Array:
-    """(S, 2, 1) values of both settings."""
-    rows = [study.curve_at(study.widths[-1], name, read, null, "this number") for name in pair]
+    """(S, 2, 1) values of both settings; of a null NaN where one is missing."""
+    width = study.widths[-1]
+    rows = [
+        study.curve_at(width, name, read, None, "this number")
+        if null is None
+        else study.nulls_at(width, name, read)[null]
+        for name in pair
+    ]
     return np.stack(rows, axis=1)[:, :, None]
-
-
-def _pair(study: Evidence, pair: tuple[str, str], read: Read, null: str | None) -> Array:
-    return np.stack([study.curve(name, read, null) for name in pair], axis=1)
 
 
 def _last_difference(rows: Array) -> float:

@@ -17,10 +17,10 @@ LEAST_SIZES = 3
 """Chunk sizes, or widths, from w* on that a slope with its floor can be fitted to."""
 
 
-def at_the_greatest(study: Evidence, setting: str, name: str, size: int, null: str | None = None) -> Array:
+def at_the_greatest(study: Evidence, setting: str, name: str, size: int) -> Array:
     """(S,) mean over chunks of `size` at the greatest width."""
     what = f"{name.replace('_', ' ')} of chunks of {size} units"
-    return study.curve_at(study.widths[-1], setting, chunk_mean(name, size), null, what)
+    return study.curve_at(study.widths[-1], setting, chunk_mean(name, size), None, what)
 
 
 def critical(study: Evidence, setting: str, name: str) -> tuple[int, list[int]]:
@@ -42,6 +42,16 @@ def critical(study: Evidence, setting: str, name: str) -> tuple[int, list[int]]:
     return max(found)
 
 
+def nulls_at_the_greatest(study: Evidence, setting: str, name: str, size: int) -> dict[str, Array]:
+    """Null -> (S,) mean over chunks of `size` at the greatest width; NaN where it was not measured."""
+    return study.nulls_at(study.widths[-1], setting, chunk_mean(name, size))
+
+
+def stacked(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    """Null -> (S, K) of K such parts."""
+    return {null: np.stack([part[null] for part in parts], axis=1) for null in parts[0]}
+
+
 @claim(
     "B-1",
     DOIMO,
@@ -60,10 +70,8 @@ def two_regimes(study: Evidence) -> Joint:
                 f"{name}: {len(sizes)} chunk sizes between w* = {start} and the width, too few for a slope"
             )
         used = [before[-1], *sizes]
-        rows, null = (
-            np.stack([at_the_greatest(study, name, "test_error", size, n) for size in used], axis=1)
-            for n in (None, "untrained")
-        )
+        rows = np.stack([at_the_greatest(study, name, "test_error", size) for size in used], axis=1)
+        beside = stacked([nulls_at_the_greatest(study, name, "test_error", size) for size in used])
 
         def above(values: Array, sizes: list[int] = sizes) -> float:
             return fitted_slope(sizes, values[:, 1:].mean(0)).value
@@ -74,7 +82,6 @@ def two_regimes(study: Evidence) -> Joint:
             below = math.log(excess[1] / excess[0]) / math.log(sizes[0] / first) if (excess > 0).all() else math.nan
             return below - fit.value
 
-        beside = {"untrained": null}
         tests.append(judged(name, "exponent above w*", rows, above, -0.60, -0.35, beside))
         tests.append(judged(name, "exponent below w* - above", rows, kink, high=-0.2, nulls=beside))
     return every(tests)
@@ -97,9 +104,8 @@ def interpolating_chunks(study: Evidence) -> Joint:
         full = at_the_greatest(study, name, "train_error", ladder[-1])
         above = at_the_greatest(study, name, "train_error", start) - full
         below = at_the_greatest(study, name, "train_error", small[-1]) - full
-        null = {"untrained": _excess(study, name, start, ladder[-1])}
-        low = {"untrained": _excess(study, name, small[-1], ladder[-1])}
-        tests.append(judged(name, f"training error of {start} units - of all", above, mean_of, high=0.01, nulls=null))
+        high, low = (_excess(study, name, size, ladder[-1]) for size in (start, small[-1]))
+        tests.append(judged(name, f"training error of {start} units - of all", above, mean_of, high=0.01, nulls=high))
         tests.append(judged(name, f"training error of {small[-1]} units - of all", below, mean_of, low=0.05, nulls=low))
     return every(tests)
 
@@ -118,8 +124,9 @@ def chunks_determine(study: Evidence) -> Joint:
         if start == ladder[-1]:
             raise NotInStudy(f"{name}: only the whole layer has zero training error")
         rows = at_the_greatest(study, name, "r2_outside", start)
-        null = {n: at_the_greatest(study, name, "r2_outside", start, n) for n in ("untrained", "permuted")}
-        tests.append(judged(name, f"R² outside chunks of {start}", rows, mean_of, low=0.95, nulls=null))
+        nulls = nulls_at_the_greatest(study, name, "r2_outside", start)
+        nulls["permuted"] = study.null_curve(name, chunk_mean("r2_outside", start), "permuted")[:, -1]
+        tests.append(judged(name, f"R² outside chunks of {start}", rows, mean_of, low=0.95, nulls=nulls))
     return every(tests)
 
 
@@ -139,12 +146,11 @@ def residuals_decorrelate(study: Evidence) -> Joint:
         if not before or not after:
             raise NotInStudy(f"{name}: the ladder does not reach from w*/4 to 2 w* (w* = {start}) below the width")
         quantity = "residual_correlation_outside"
-        rows, null = (
-            np.stack([at_the_greatest(study, name, quantity, size, n) for size in (before[-1], after[0])], axis=1)
-            for n in (None, "untrained")
-        )
+        used = (before[-1], after[0])
+        rows = np.stack([at_the_greatest(study, name, quantity, size) for size in used], axis=1)
+        nulls = stacked([nulls_at_the_greatest(study, name, quantity, size) for size in used])
         what = f"residual correlation at {after[0]} / at {before[-1]}"
-        tests.append(judged(name, what, rows, ratio_of, high=0.5, nulls={"untrained": null}))
+        tests.append(judged(name, what, rows, ratio_of, high=0.5, nulls=nulls))
     return every(tests)
 
 
@@ -164,8 +170,8 @@ def clones_grow(study: Evidence) -> Joint:
         if len(study.widths) - first < LEAST_SIZES or not np.isfinite(rows[:, first:]).all():
             raise NotInStudy(f"{name}: fewer than {LEAST_SIZES} widths at which every seed has clones")
         grow = rate(study.doublings(first))
-        null = {"untrained": study.null_curve(name, _clones, "untrained")[:, first:]}
-        tests.append(judged(name, "g of clones", rows[:, first:], grow, 1.75, 2.25, null))
+        nulls = {null: values[:, first:] for null, values in study.nulls(name, _clones).items()}
+        tests.append(judged(name, "g of clones", rows[:, first:], grow, 1.75, 2.25, nulls))
     return every(tests)
 
 
@@ -190,8 +196,8 @@ def width_averages(study: Evidence) -> Joint:
         def slope(values: Array, sizes: list[int] = sizes) -> float:
             return fitted_slope(sizes, values.mean(0)).value
 
-        null = {"untrained": study.null_curve(name, _whole_error, "untrained")[:, places]}
-        tests.append(judged(name, "exponent of the test error in the width", rows, slope, -0.70, -0.30, null))
+        nulls = {null: values[:, places] for null, values in study.nulls(name, _whole_error).items()}
+        tests.append(judged(name, "exponent of the test error in the width", rows, slope, -0.70, -0.30, nulls))
     return every(tests)
 
 
@@ -215,10 +221,11 @@ def chunks_against_narrow_networks(study: Evidence) -> Joint:
         scratch = 1 - study.curve(name, accuracy("test"), what="test accuracy") / 100
         for (size, place), low, high in ((below[-1], 0.02, math.inf), (above[0], -0.01, 0.01)):
             rows = at_the_greatest(study, name, "test_error", size) - scratch[:, place]
-            blank = study.null_curve(name, chunk_mean("test_error", size), "untrained")[:, -1]
-            null = {"untrained": blank - study.null_curve(name, _whole_error, "untrained")[:, place]}
+            parts = nulls_at_the_greatest(study, name, "test_error", size)
+            whole = study.nulls(name, _whole_error)
+            nulls = {null: errors - whole[null][:, place] for null, errors in parts.items()}
             what = f"error of chunks of {size} - of networks of {size}"
-            tests.append(judged(name, what, rows, mean_of, low, high, null))
+            tests.append(judged(name, what, rows, mean_of, low, high, nulls))
     return every(tests)
 
 
@@ -230,9 +237,9 @@ def _units(study: Evidence, name: str) -> list[int]:
     return [chunks["units"] for chunks in found]
 
 
-def _excess(study: Evidence, name: str, size: int, whole: int) -> Array:
-    one, all_ = (at_the_greatest(study, name, "train_error", k, "untrained") for k in (size, whole))
-    return one - all_
+def _excess(study: Evidence, name: str, size: int, whole: int) -> dict[str, Array]:
+    one, all_ = (nulls_at_the_greatest(study, name, "train_error", count) for count in (size, whole))
+    return {null: one[null] - all_[null] for null in one}
 
 
 def _whole_error(part: Part) -> float | None:

@@ -62,8 +62,9 @@ def clones_need_regularisation(study: Evidence) -> Joint:
             raise NotInStudy(f"{regular}: the last hidden layer has no ladder of four sizes")
         rows = at_the_greatest(study, regular, "r2_outside", size) - at_the_greatest(study, bare[0], "r2_outside", size)
         what, read = f"R² outside chunks of {size}, with - without", chunk_mean("r2_outside", size)
-        one, other = (study.null_curve(name, read, "untrained")[:, -1] for name in (regular, bare[0]))
-        tests.append(judged(f"{regular} / {bare[0]}", what, rows, mean_of, low=0.02, nulls={"untrained": one - other}))
+        one, other = (study.nulls_at(study.widths[-1], name, read) for name in (regular, bare[0]))
+        nulls = {null: one[null] - other[null] for null in study.networks(regular, bare[0])}
+        tests.append(judged(f"{regular} / {bare[0]}", what, rows, mean_of, low=0.02, nulls=nulls))
     if not tests:
         raise NotInStudy("not in this study: a setting without any regulariser beside one that has some")
     return every(tests)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from compressor.capacity.measures.checks import Array
+from compressor.capacity.nulls import RANDOM_LABELS
 
 Part: TypeAlias = Mapping[str, Any]
 Read: TypeAlias = Callable[[Part], float | None]
@@ -76,6 +77,20 @@ class Evidence:
             for seed in self.seeds
         ]
         return np.array([[math.nan if value is None else value for value in row] for row in rows])
+
+    def networks(self, *settings: str) -> list[str]:
+        """The nulls of these settings that are networks: untrained, and where they were trained, on random labels."""
+        rungs = [self.rung(name, self.widths[0], self.seeds[0]) for name in settings]
+        return ["untrained", *(n for n in (RANDOM_LABELS,) if all(n in rung["nulls"] for rung in rungs))]
+
+    def nulls(self, setting: str, read: Read) -> dict[str, Array]:
+        """Null -> (S, W) values, for every null that is a network; NaN where one is missing."""
+        return {name: self.null_curve(setting, read, name) for name in self.networks(setting)}
+
+    def nulls_at(self, width: float, setting: str, read: Read) -> dict[str, Array]:
+        """Null -> (S,) values at one width, for every null that is a network; NaN where one is missing."""
+        place = self.widths.index(width)
+        return {name: rows[:, place] for name, rows in self.nulls(setting, read).items()}
 
     def curve_at(self, width: float, setting: str, read: Read, null: str | None, what: str) -> Array:
         """(S,) values at one width. NotInStudy where one is missing."""

@@ -112,18 +112,23 @@ class Joint:
     p_against: float
     shown: Reading
     """The one whose effect and interval stand for the claim."""
+    shown_by: tuple[str, ...]
+    """Nulls whose own effects are as the whole proposition says."""
 
 
 def every(tests: Sequence[Reading]) -> Joint:
     """All must hold (intersection-union: the weakest decides); one that fails refutes it (Bonferroni)."""
     worst = max(tests, key=lambda test: (test.p_for, -test.p_against))
-    return Joint(tuple(tests), worst.p_for, min(1.0, len(tests) * min(test.p_against for test in tests)), worst)
+    against = min(1.0, len(tests) * min(test.p_against for test in tests))
+    return Joint(tuple(tests), worst.p_for, against, worst, _in_all([_shown_by(test) for test in tests]))
 
 
 def some(tests: Sequence[Reading]) -> Joint:
     """One must hold (Bonferroni); it is refuted where all fail."""
     best = min(tests, key=lambda test: (test.p_for, -test.p_against))
-    return Joint(tuple(tests), min(1.0, len(tests) * best.p_for), max(test.p_against for test in tests), best)
+    against = max(test.p_against for test in tests)
+    found = dict.fromkeys(name for test in tests for name, yes in _shown_by(test).items() if yes)
+    return Joint(tuple(tests), min(1.0, len(tests) * best.p_for), against, best, tuple(found))
 
 
 def all_of(joints: Sequence[Joint]) -> Joint:
@@ -131,7 +136,18 @@ def all_of(joints: Sequence[Joint]) -> Joint:
     worst = max(joints, key=lambda joint: (joint.p_for, -joint.p_against))
     tests = tuple(test for joint in joints for test in joint.tests)
     against = min(1.0, len(joints) * min(joint.p_against for joint in joints))
-    return Joint(tests, worst.p_for, against, worst.shown)
+    known = [{name: name in joint.shown_by for test in joint.tests for name in test.nulls} for joint in joints]
+    return Joint(tests, worst.p_for, against, worst.shown, _in_all(known))
+
+
+def _shown_by(test: Reading) -> dict[str, bool]:
+    return {name: bool(null["reproduces"]) for name, null in test.nulls.items()}
+
+
+def _in_all(known: Sequence[Mapping[str, bool]]) -> tuple[str, ...]:
+    """Nulls that show it wherever they stand beside it; where a setting cannot have one, the others decide."""
+    names = dict.fromkeys(name for one in known for name in one)
+    return tuple(name for name in names if all(one.get(name, True) for one in known))
 
 
 def bounded(interval: tuple[float, float]) -> list[float | None]:

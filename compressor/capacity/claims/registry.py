@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.capacity.claims.evidence import Evidence, NotInStudy
 from compressor.capacity.claims.judging import CONFIDENCE, Joint, bounded
+from compressor.capacity.nulls import RANDOM_LABELS
 
 Function = Callable[[Evidence], Joint]
 
@@ -56,11 +57,19 @@ def judge_claims(evidence: Evidence) -> list[dict[str, Any]]:
         row["p_corrected"] = largest
         row["verdict"] = _verdict(row, largest)
         row["reproduced"] = row["reproduced"] and row["verdict"] == "supported"
+        row["reproduced_by"] = row["reproduced_by"] if row["reproduced"] else []
         if row["verdict"] == "undecided":
             row["reason"] = f"p = {largest:.2g} after correction over {len(waiting)} claims"
         elif row["reproduced"]:
-            row["reason"] = "its null shows it too: it says nothing of learning"
+            row["reason"] = _shown_too(row["reproduced_by"])
     return [{key: value for key, value in row.items() if key != "direction"} for row in rows]
+
+
+def _shown_too(names: list[str]) -> str:
+    """What a supported claim says no more of, because these nulls show it too."""
+    if names == [RANDOM_LABELS]:
+        return f"its null ({names[0]}) shows it too: it says nothing of what the labels teach"
+    return f"its null shows it too ({', '.join(names)}): it says nothing of learning"
 
 
 def _tested(one: Claim, evidence: Evidence) -> dict[str, Any]:
@@ -71,31 +80,28 @@ def _tested(one: Claim, evidence: Evidence) -> dict[str, Any]:
         "verdict": "undecided",
         "without_null": one.without_null,
     }
-    nothing = {"effect": None, "interval": None, "null": None, "p_value": None, "p_corrected": None}
+    nothing = {**dict.fromkeys(("effect", "interval", "null", "p_value", "p_corrected")), "nulls": {}}
     try:
         joint = one.test(evidence)
     except NotInStudy as missing:
-        return {**about, **nothing, "reproduced": False, "reason": str(missing), "tests": []}
+        return {**about, **nothing, "reproduced": False, "reproduced_by": [], "reason": str(missing), "tests": []}
     shown = joint.shown
     null = None
     if shown.nulls:
-        name = max(
-            shown.nulls, key=lambda key: (shown.nulls[key]["reproduces"], shown.nulls[key]["effect"] is not None)
-        )
+        name = max(shown.nulls, key=lambda key: (key in joint.shown_by, shown.nulls[key]["effect"] is not None))
         null = {"name": name, **shown.nulls[name]}
-    with_nulls = [test for test in joint.tests if test.nulls]
-    reproduced = bool(with_nulls) and all(
-        any(null["reproduces"] for null in test.nulls.values()) for test in with_nulls
-    )
     return {
         **about,
         "effect": shown.effect,
         "interval": bounded(shown.interval),
         "null": null,
+        "nulls": {name: dict(one) for name, one in shown.nulls.items()},
+        "reproduced_by": list(joint.shown_by),
         "p_value": min(1.0, 2 * min(joint.p_for, joint.p_against)),
         "p_corrected": None,
         "direction": joint.p_for <= joint.p_against,
-        "reproduced": reproduced,
+        "reproduced": bool(joint.shown_by),
+        "without_null": None if shown.nulls else one.without_null,
         "reason": "",
         "tests": [test.as_dict() for test in joint.tests],
     }
