@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-Optimizer: TypeAlias = Literal["sgd", "adamw", "momentum", "plain_sgd", "adam", "rmsprop"]
-"""SGD with Nesterov momentum 0.9, AdamW; with heavy-ball momentum 0.9, without momentum, Adam, RMSprop."""
+Optimizer: TypeAlias = Literal["sgd", "adamw", "momentum", "plain_sgd", "adam", "rmsprop", "adagrad"]
+"""SGD with Nesterov momentum 0.9, AdamW; with heavy-ball momentum 0.9, without momentum, Adam, RMSprop, Adagrad."""
 Schedule: TypeAlias = Literal["one_cycle", "decay", "cosine", "constant"]
 """Up and down in one cycle; times 0.95 after every epoch (arXiv:1912.04783); half a cosine; always the peak."""
 
@@ -26,6 +26,8 @@ def optimizer_of(model: nn.Module, name: Optimizer, lr: float, weight_decay: flo
         return torch.optim.AdamW(weights, **common)
     if name == "adam":
         return torch.optim.Adam(weights, **common)
+    if name == "adagrad":
+        return torch.optim.Adagrad(weights, **common)
     if name == "rmsprop":
         return torch.optim.RMSprop(weights, **common)
     if name == "sgd":

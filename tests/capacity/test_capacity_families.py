@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from compressor.capacity.collect import collect, layers_at
 from compressor.capacity.settings import settings_of
 from compressor.capacity.study import run_capacity
+from compressor.capacity.tiny import tiny
 from compressor.recipe import load_recipe
 from compressor.sources.factories import find_factory, split_query
 from compressor.sources.samples import as_samples
@@ -138,27 +140,66 @@ def test_narrow_strided_skips_are_not_trained_with_channels_last() -> None:
 def climbed(path: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     """A shipped recipe at tiny size: what it names, on data of the same format."""
     recipe, base = load_recipe(path)
-    assert recipe.capacity is not None
-    assert recipe.train is not None
-    small = {"seeds": (0,), "chunks": 2, "regressions": 2, "orders": 1, "snapshots": (), "train_samples": 20}
-    ladder = recipe.capacity.model_copy(update={**small, "max_rows": 3000, "widths": changes.pop("widths")})
-    train = recipe.train.model_copy(update={"epochs": 1, "batch": 10})
-    return run_capacity(recipe.model_copy(update={"capacity": ladder, "train": train, **changes}), base, folder / "out")
+    small = tiny(recipe)
+    assert small.capacity is not None
+    assert small.train is not None
+    fewer = {"seeds": (0,), "snapshots": (), "train_samples": 20, "random_labels": False}
+    ladder = small.capacity.model_copy(update={**fewer, "widths": changes.pop("widths", small.capacity.widths)})
+    if "settings" in changes:
+        names = changes.pop("settings")
+        ladder = ladder.model_copy(update={"settings": {name: ladder.settings[name] for name in names}})
+    train = small.train.model_copy(update={"epochs": 1, "batch": 10})
+    return run_capacity(small.model_copy(update={"capacity": ladder, "train": train, **changes}), base, folder / "out")
 
 
-def test_wide_resnets_climb_on_cifar_100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fake:
-        def __init__(self, root: str, train: bool, download: bool) -> None:
-            random = np.random.RandomState(int(train))
-            self.data = random.randint(0, 256, (5040 if train else 120, 32, 32, 3), np.uint8)
-            self.targets = [place % 100 for place in range(len(self.data))]
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both CIFARs, small and without a meaning."""
 
-    monkeypatch.setattr("torchvision.datasets.CIFAR100", Fake)
-    monkeypatch.setenv("CIFAR100", str(tmp_path))
+    def fake(classes: int) -> Any:
+        def load(root: str, train: bool, download: bool) -> Any:
+            count = 5040 if train else 120
+            pixels = np.random.RandomState(int(train)).randint(0, 256, (count, 32, 32, 3), np.uint8)
+            return SimpleNamespace(data=pixels, targets=[place % classes for place in range(count)])
+
+        return load
+
+    for classes in (10, 100):
+        monkeypatch.setattr(f"torchvision.datasets.CIFAR{classes}", fake(classes))
+        monkeypatch.setenv(f"CIFAR{classes}", str(tmp_path))
+
+
+@pytest.mark.usefixtures("cifar")
+def test_wide_resnets_climb_on_cifar_100(tmp_path: Path) -> None:
     arguments = {"classes": 100, "blocks": 1}
     found = climbed(SHIPPED[0].parent / "wrn28_cifar100.yaml", tmp_path, widths=(8, 16), model_args=arguments)
     assert [rung["measures"]["chunks"]["units"] for rung in found["rungs"]] == [8, 16]
     assert found["rungs"][0]["measures"]["layers"][0]["samples"] == 120
+
+
+FULL_SCALE: dict[str, dict[str, Any]] = {
+    "alexnet_cifar10": {
+        "widths": (1 / 32, 1 / 16),
+        "settings": ("glorot_normal", "random_labels", "dropout", "augmented", "quarter"),
+    },
+    "resnet56_cifar10": {"widths": (0.25, 0.5), "model_args": {"blocks": 1}},
+    "wrn28_cifar10": {"widths": (8, 16), "model_args": {"blocks": 1}},
+    "densenet40_cifar10": {"widths": (4, 8), "model_args": {"layers": 1}},
+    "inception_layer_cifar10": {"widths": (0.25, 0.5)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cifar")
+@pytest.mark.parametrize("name", FULL_SCALE)
+def test_recipes_for_other_machines_climb_at_tiny_size(name: str, tmp_path: Path) -> None:
+    found = climbed(SHIPPED[0].parent / f"{name}.yaml", tmp_path, **dict(FULL_SCALE[name]))
+    for rung in found["rungs"]:
+        assert rung["measures"]["layers"]
+        assert not any("refused" in layer for layer in rung["measures"]["layers"])
+        few = name == "inception_layer_cifar10"  # 60 rows for 96 units
+        assert ("refused" if few else "sizes") in rung["measures"]["chunks"]
+    assert len(found["claims"]) == 25
 
 
 def test_a_resnet_climbs_on_a_folder_of_images(tmp_path: Path) -> None:
