@@ -63,6 +63,11 @@ def sources(each: int) -> dict[str, tuple[str, str]]:
     }  # fmt: skip
 
 
+def asked(options: Options) -> str:
+    """What a run was asked for, in words."""
+    return "exact" if options.exact else str(options.as_dict()["keep"] or f"max-drop {options.max_drop:g}")
+
+
 def run(model: LoadedModel, data: Any, options: Options) -> dict[str, Any]:
     """One run, delivered into a folder that goes away."""
     start = time.perf_counter()
@@ -74,7 +79,8 @@ def run(model: LoadedModel, data: Any, options: Options) -> dict[str, Any]:
     onnx, verdict = record["onnx"] or {}, record["verdict"]
     return {
         "mode": record["mode"],
-        "asked": record["options"]["keep"] or ("exact" if options.exact else f"max-drop {options.max_drop:g}"),
+        "asked": asked(options),
+        "samples": data.described["samples"],
         "params": record["compressed"]["params"] / record["original"]["params"],
         "macs": record["compressed"]["macs"] / record["original"]["macs"],
         "verdict": verdict,
@@ -89,7 +95,7 @@ def run(model: LoadedModel, data: Any, options: Options) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and write after every run."""
+    """Measure what is not there yet, and write after every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--max-drop", type=float, default=2.0)
@@ -99,7 +105,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="*", default=["exact", "lossy"], choices=["exact", "lossy"])
     given = parser.parse_args()
     old = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
-    rows = [row for row in old if given.only not in row["source"] or row["mode"] not in given.modes]
+    rows = list(old)
     for name, (model_spec, data_spec) in sources(given.each).items():
         if given.only not in name:
             continue
@@ -108,6 +114,8 @@ def main() -> None:
         for mode in given.modes:
             lossy = Options(max_drop=given.max_drop, keep=parse_keep(given.keep))
             options = lossy if mode == "lossy" else EXACT
+            if any((row["source"], row["asked"]) == (name, asked(options)) for row in rows):
+                continue
             rows.append({"source": name, "parameters": parameters, **run(loaded, data, options)})
             print(json.dumps(rows[-1]), flush=True)
             measuring.write({"rows": rows}, given.out)
