@@ -54,9 +54,10 @@ class Moments:
     def covariance(self) -> Tensor:
         """(D, D) centred second moments, divided by the count."""
         centre = self.total / max(self.count, 1)
-        return self.gram / max(self.count, 1) - torch.outer(centre, centre)
+        found = self.gram / max(self.count, 1)
+        return found.sub_(torch.outer(centre, centre))
 
     def second(self) -> Tensor:
         """(D, D) E[x xᵀ], not centred."""
         mean = self.mean()
-        return self.covariance() + torch.outer(mean, mean)
+        return self.covariance().add_(torch.outer(mean, mean))

@@ -13,7 +13,8 @@ widths shrink to sqrt(k)), and g, e, s the fitted rates of `costing.rates` (prod
 
 Memory: the network three times (original, working copy, candidate) and the largest of: the sums of one pass,
 sum_t 8 (D_t^2 + O_t^2), over several passes where a quarter of the memory is less; the matrices of the largest
-elimination, 6 of 8 D^2 bytes; the activations of the lock-step refit. Alignment, export and recovery are left out.
+elimination, 3 of 8 D^2 bytes beside its sums; the activations of the lock-step refit. Left out: alignment, export,
+recovery, and what the findings do beside ablating.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def predicted(work: Work, rates: Rates, memory: float, keep: float = 0.5) -> Cos
         "networks": 3.0 * 4 * work.params,
         "sums": min(sum(sums), max([BUDGET_SHARE * memory, *sums])),
         "sums of one tap": max(sums, default=0.0),
-        "elimination": 6 * 8.0 * widest**2,
+        "elimination": 3 * 8.0 * widest**2,
         "refit": fitted * work.activations,
     }
     return Cost(seconds, memory_of, passes)

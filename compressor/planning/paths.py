@@ -45,7 +45,7 @@ def curved_product(matrix: Tensor, statistics: TapStatistics) -> Tensor:
     total = matrix.new_zeros(matrix.shape[1], matrix.shape[1])
     for part in matrix.split(outputs):
         total += part.T @ curvature @ part
-    return total / 2
+    return total.div_(2)
 
 
 def tap_state(
@@ -60,8 +60,9 @@ def tap_state(
     centred = takes_constant(tap, statistics.per_kernel, intercept)
     second = statistics.moments.covariance() if centred else statistics.moments.second()
     second = second.to(weight.device)
-    inverse, alive = precision(second, ridge)
     matrix = consumer_matrix(module, tap, statistics.per_kernel).to(second)
+    inverse, alive = precision(second, ridge, consume=True)
+    del second  # its memory is the inverse's, or free
     matrix = torch.where(alive, matrix, torch.zeros_like(matrix))  # what does not vary is carried by the constant
     kernel = math.prod(weight.shape[2:])
     blocks = {u: b for u, b in blocks_of(tap, statistics.per_kernel, kernel).items() if u in local}

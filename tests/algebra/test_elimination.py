@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 
@@ -196,3 +198,44 @@ def test_units_that_nothing_takes_over_cost_what_their_joint_form_says():
         joint = 0.5 * float(gram[gone][:, gone].sum())
         assert increment == pytest.approx(max(joint - total, 0.0))
         total = joint
+
+
+def test_precision_in_the_memory_of_the_covariance_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(300, 90, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rows[:, [4, 50]] = 0.0
+    covariance = rows.T @ rows / 300
+    given = covariance.clone()
+    inverse, alive = precision(given, 1e-3)
+    assert torch.equal(given, covariance)
+    again, same = precision(given, 1e-3, consume=True)
+    assert torch.equal(again, inverse)
+    assert torch.equal(same, alive)
+    assert (~alive).nonzero().flatten().tolist() == [4, 50]
+    monkeypatch.setattr(elimination, "AT_ONCE", 32)
+    assert torch.allclose(precision(covariance, 1e-3)[0], inverse, rtol=1e-11, atol=1e-13)
+
+
+MEMORY = """
+import resource, sys, torch
+from compressor.algebra import elimination
+from compressor.algebra.elimination import precision
+
+elimination.AT_ONCE = 400
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+size = 2000
+precision(torch.eye(8, dtype=torch.float64), 1e-3)
+covariance = torch.eye(size, dtype=torch.float64)
+before = peak()
+precision(covariance, 1e-3, consume=True)
+print((peak() - before) / (8 * size**2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes of ru_maxrss")
+def test_wide_layers_need_little_more_than_two_matrices_at_a_time() -> None:
+    """Those of 16,384 units take 2 GB each."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.8  # beside the covariance; five without care

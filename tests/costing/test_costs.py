@@ -74,7 +74,7 @@ def test_the_sum_of_the_formulas() -> None:
     assert cost.seconds["verdict"] == 8 * 0.5 * 1.25
     assert cost.bytes["networks"] == 1200
     assert cost.bytes["sums"] == 8 * (16 + 4 + 4 + 4)
-    assert cost.peak == 1200 + max(224, 160 + 6 * 8 * 16, 20 * 16)
+    assert cost.peak == 1200 + max(224, 160 + 3 * 8 * 16, 20 * 16)
     assert cost.hours == sum(cost.seconds.values()) / 3600
 
 
