@@ -159,6 +159,32 @@ def test_whole_number_inputs_and_the_same_bytes_twice(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx", "model.onnx"]
 
 
+def test_an_encoder_with_attention_in_both(tmp_path: Path) -> None:
+    """onnxruntime 1.31 crashes on opening a file with a Gelu in half precision."""
+    torch.manual_seed(2)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", batch_first=True, norm_first=True)
+    net = nn.Sequential(nn.Linear(5, 16), layer, nn.Flatten(), nn.Linear(64, 3)).eval()
+    inputs = torch.randn(64, 4, 5)
+    source = export_onnx(net, inputs[:16], tmp_path / "model.onnx").path
+    assert "Gelu" in {node.op_type for node in onnx.load(source).graph.node}
+    expected = OnnxModel(source)(inputs)
+    for name, far in (("fp16", 0.01), ("int8", 0.1)):
+        write_variant(name, source, tmp_path / "variant.onnx", as_samples(inputs))
+        assert (OnnxModel(tmp_path / "variant.onnx")(inputs) - expected).abs().max() < far * expected.std()
+    left = onnx.load(tmp_path / "variant.onnx").graph
+    made = {output: node.op_type for node in left.node for output in node.output}
+    whole = [{made.get(name) for name in node.input} for node in left.node if node.op_type in ("MatMul", "Gemm")]
+    assert sum("DequantizeLinear" not in sources for sources in whole) == 2  # attention's own two products
+
+
+def test_a_file_on_which_the_runtime_crashes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = export_onnx(nn.Linear(4, 3), torch.randn(8, 4), tmp_path / "model.onnx").path
+    monkeypatch.setattr(precision, "_RUN", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(ModelError, match="ended by signal 11"):
+        write_variant("fp16", source, tmp_path / "variant.onnx", as_samples(torch.randn(8, 4)))
+    assert results(tmp_path) == ["model.onnx"]
+
+
 def test_a_file_that_the_converter_refuses(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     target = tmp_path / file_name("fp16")

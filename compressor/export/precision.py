@@ -6,6 +6,7 @@ Both variants take and give float32, as the file that they were made from, so th
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from compressor.foreign.files import read, short
 from compressor.sources.samples import Samples, batches
 
 Precision = Literal["fp16", "int8"]
+
+IN_FLOAT32 = ("Gelu",)
+"""Operators that stay in float32: onnxruntime 1.31 crashes on opening a file with this one in half precision."""
 
 CALIBRATION, BATCH = 512, 32
 """Samples whose ranges are read, at most, and how many of them at a time."""
@@ -52,7 +56,8 @@ def write_variant(precision: Precision, source: Path, target: Path, calibrate: S
     `fp16`: weights and arithmetic in half precision. `int8`: static quantisation in the QDQ form, each layer's weights
     by output channel, activations by the least and greatest value that they take on the first CALIBRATION samples of
     `calibrate`. Activations are unsigned and weights use 7 of their 8 bits: processors without VNNI instructions add
-    two products in 16 bits, which larger weights would overflow, so that one file would give other answers there.
+    two products in 16 bits, which larger weights would overflow, so that one file would give other answers there. Of a
+    network with layer norms only the products with weights are quantised.
     Raises ModelError where the converter does not take the file.
     """
     with scratch_folder(target.parent) as scratch:
@@ -62,7 +67,7 @@ def write_variant(precision: Precision, source: Path, target: Path, calibrate: S
                 _halved(source, draft)
             else:
                 _quantized(source, draft, calibrate)
-            OnnxModel(draft)  # it opens
+            _refuse_crash(draft, OnnxModel(source).feed(next(batches(calibrate, 2)).inputs))
         except Exception as error:
             raise ModelError(
                 f"{precision} variant of '{source.name}'", f"{type(error).__name__}: {short(error)}",
@@ -73,11 +78,33 @@ def write_variant(precision: Precision, source: Path, target: Path, calibrate: S
     return size
 
 
+_RUN = """
+import sys, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+session.run(None, dict(numpy.load(sys.argv[2])))
+"""
+
+
+def _refuse_crash(draft: Path, feed: dict[str, np.ndarray]) -> None:
+    """RuntimeError for a file that does not run; in a process of its own, since some end the one that opens them."""
+    inputs = draft.with_suffix(".npz")
+    np.savez(inputs, **feed)  # type: ignore[arg-type]
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, str(draft), str(inputs)], capture_output=True, text=True, check=False
+    )
+    inputs.unlink()
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        ended = f"onnxruntime was ended by signal {-done.returncode}" if done.returncode < 0 else ""
+        raise RuntimeError(ended or (words[-1] if words else "onnxruntime does not run it"))
+
+
 def _halved(source: Path, draft: Path) -> None:
     with silenced(), _converters():
-        from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-        onnx.save(convert_float_to_float16(read(source), keep_io_types=True), draft)
+        blocked = [*DEFAULT_OP_BLOCK_LIST, *IN_FLOAT32]
+        onnx.save(convert_float_to_float16(read(source), keep_io_types=True, op_block_list=blocked), draft)
 
 
 def _quantized(source: Path, draft: Path, calibrate: Samples) -> None:
@@ -88,11 +115,14 @@ def _quantized(source: Path, draft: Path, calibrate: Samples) -> None:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
+        kinds, left_out = _scope(onnx.load(folded).graph)
         quantize_static(
             str(folded),
             str(draft),
             reader,
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=kinds,
+            nodes_to_exclude=left_out,
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -100,6 +130,19 @@ def _quantized(source: Path, draft: Path, calibrate: Samples) -> None:
             calibrate_method=CalibrationMethod.MinMax,
         )
     folded.unlink()
+
+
+def _scope(graph: onnx.GraphProto) -> tuple[list[str] | None, list[str]]:
+    """Kinds of operators to quantise (None: all that can be), and names of nodes to leave out.
+
+    Where a network has layer norms, some of its features are far larger than the others (Dettmers et al. 2022,
+    arXiv:2208.07339): only products with weights are quantised there, sums, norms and attention stay in float32.
+    """
+    if not any(node.op_type == "LayerNormalization" for node in graph.node):
+        return None, []
+    weights = {tensor.name for tensor in graph.initializer}
+    computed = [node.name for node in graph.node if node.op_type == "MatMul" and weights.isdisjoint(node.input)]
+    return ["Conv", "Gemm", "MatMul"], computed
 
 
 @contextlib.contextmanager
