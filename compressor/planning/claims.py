@@ -165,7 +165,7 @@ class Judge:
         self._off = [torch.zeros(len(c.constant), dtype=torch.float64) for _ in spots]
         self._marks: list[list[Tensor]] = [[] for _ in spots]
         self._total = [torch.zeros(2, units, dtype=torch.float64) for _ in spots]
-        self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
+        self._drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def visit(self, t: int, read: Tensor) -> None:
         """Count the rows (N, P, C) that tap `t` of this group reads."""
@@ -177,13 +177,14 @@ class Judge:
             self._off[t] = torch.maximum(self._off[t], (seen - c.values[t]).abs().amax(0))
         if not len(self.tested[t]):
             return
-        if positions not in self._drawn:
+        width = spot.entries.shape[1]
+        if (positions, width) not in self._drawn:
             generator = torch.Generator().manual_seed(self._seed + positions)
             count = min(positions, max(1, JUDGED_VALUES // (samples * features)))
             chosen = torch.rand(positions, generator=generator).argsort()[:count].sort().values
-            weights = torch.randn(count * spot.entries.shape[1], generator=generator, dtype=torch.float64)
-            self._drawn[positions] = chosen, weights
-        chosen, weights = self._drawn[positions]
+            weights = torch.randn(count * width, generator=generator, dtype=torch.float64)
+            self._drawn[positions, width] = chosen, weights
+        chosen, weights = self._drawn[positions, width]
         x = spot.rows(read[:, chosen.to(read.device)].flatten(0, 1)).cpu().double()
         usable = torch.isfinite(x).all(1)
         self._add(t, x[usable])

@@ -129,6 +129,7 @@ def move(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: A
             return Parameter(parameter.name, parameter.original, order, None, parameter.pure)
     result = _wrapped(parameter, _run(node, _labels_of(args, parameter is not None), kwargs))
     if parameter is None and isinstance(tensors[0], Activation):
+        _pair_shuffled(walk, node, args, tensors[0].labels)
         _note_placed(walk, operation_name(node).removesuffix("_copy"), tensors[0].labels, result)
     if operation_name(node) in SPLITS and parameter is None:
         _pair_parts(walk, result)
@@ -193,6 +194,32 @@ def _note_placed(walk: Walk, name: str, labels: Tensor, result: Any) -> None:
                 continue
         walk.found.placed.append(before)
         return
+
+
+def _pair_shuffled(walk: Walk, node: Node, args: list[Any], labels: Tensor) -> None:
+    """A channel shuffle exchanges two axes that units lie along (groups, channels of a group): it stays one only if a
+    unit goes together with its partners along the shorter axis, whose size is taken to be fixed (the dry run decides).
+    """
+    name, small = operation_name(node).removesuffix("_copy"), compact(labels)
+    if name in ("channel_shuffle", "native_channel_shuffle") and small.size(1) > 1:
+        table = small.movedim(1, 0).reshape(args[1], small.size(1) // args[1], -1)
+    elif name in ("transpose", "permute"):
+        order = list(range(small.dim()))
+        if name == "permute":
+            order = [d % small.dim() for d in args[1]]
+        else:
+            order[args[1]], order[args[2]] = order[args[2]], order[args[1]]
+        long = [d for d in order if small.size(d) > 1]
+        if len(long) != 2 or long[0] < long[1]:
+            return
+        table = small.movedim((min(long), max(long)), (0, 1)).reshape(small.size(min(long)), small.size(max(long)), 1)
+        if table.size(0) > table.size(1):
+            table = table.transpose(0, 1)
+    else:
+        return
+    first, others = table[:1].expand_as(table).reshape(-1).numpy(), table.reshape(-1).numpy()
+    both = (first >= 0) & (others >= 0)
+    walk.families.unite_pairs(first[both], others[both])
 
 
 def _pair_parts(walk: Walk, parts: list[Activation]) -> None:

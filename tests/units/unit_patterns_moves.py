@@ -106,11 +106,53 @@ class flip_before_conv(Net):
         return x.relu().flip(1)
 
 
-@pattern("a", "dry run: forward fails after the cut")
+@pattern("a")
 class channel_shuffle(Net):
     def middle(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         return x.relu().view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+@pattern("a")
+class channel_unshuffle(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.relu().view(n, c // 2, 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+@pattern("a")
+class channel_shuffle_layer(Net):
+    def parts(self) -> None:
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.shuffle(x.relu())
+
+
+@pattern("a")
+class shuffled_halves(Net):
+    """A block of ShuffleNet: one half goes on, the other through a layer, then both are shuffled, and split again."""
+
+    after = 4
+
+    def parts(self) -> None:
+        self.c = nn.Conv2d(4, 4, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        left, right = x.relu().chunk(2, 1)
+        x = torch.cat([left, self.c(right)], 1)
+        n, c, h, w = x.shape
+        left, right = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w).chunk(2, 1)
+        return left * right.sigmoid()
+
+
+@pattern("a")
+class pixel_shuffle_by_hand(Net):
+    after = 4
+
+    def middle(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, c // 2, 2, h, w).permute(0, 1, 3, 2, 4).reshape(n, c // 2, 2 * h, w)
 
 
 @pattern("a", "dry run: forward fails after the cut")
