@@ -3,7 +3,8 @@
     pip install "compressor[timm,hf]"
     python recipes/coverage.py --out recipes/results/coverage.json
 
-Random weights in float64 at a small input size. Networks that the file has are not measured again.
+Random weights in float64 at a small input size; copies are planted into all kinds of units but heads and their
+dimensions (`tests/attention` does that). Networks that the file has are not measured again.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.units.cut import set_widths
-from compressor.units.graph import UnitGraph
+from compressor.units.graph import UnitGraph, axis_lines
 from compressor.units.program import call_arguments
 
 
@@ -31,9 +31,14 @@ class Planted:
 
 
 def choose(graph: UnitGraph, seed: int, groups: float = 0.5, units: float = 0.2) -> dict[str, dict[int, int]]:
-    """Random live groups -> random units of each -> number of clones (2 to 4) that replace it."""
+    """Random live groups -> random units of each -> number of clones (2 to 4) that replace it.
+
+    Heads and their dimensions, which lie along the same axes, are left alone.
+    """
     generator = np.random.default_rng(seed)
-    live = [group for group in graph.groups if group.frozen is None]
+    lines = (line for by_axis in axis_lines(graph.axes).values() for line in by_axis.values() if line.ndim > 1)
+    crossed = {int(unit) for line in lines for unit in line.reshape(-1)}
+    live = [group for group in graph.groups if group.frozen is None and not crossed & set(group.units.tolist())]
     picked = generator.permutation(len(live))[: max(1, round(groups * len(live)))]
     chosen = {}
     for place in sorted(picked.tolist()):
