@@ -12,7 +12,7 @@ ABLATION = ("prunable", "prunable_mean", "removable", "targeted_gap", "chance")
 
 
 def trimmed(study: dict[str, Any]) -> dict[str, Any]:
-    """The claims whole; of every rung and its nulls the numbers, and of chunks the means over trials."""
+    """The claims whole, the command without a machine's paths; of every rung and its nulls the numbers, and of chunks the means over trials."""
     rungs = [
         {
             **rung,
@@ -21,7 +21,9 @@ def trimmed(study: dict[str, Any]) -> dict[str, Any]:
         }
         for rung in study["rungs"]
     ]
-    return {**study, "rungs": rungs}
+    words = (study["command"] or "").split()
+    command = " ".join(Path(word).name if word.startswith("/") else word for word in words if word != "--resume")
+    return {**study, "rungs": rungs, "command": command or None}
 
 
 def part(measures: dict[str, Any]) -> dict[str, Any]:
