@@ -12,7 +12,7 @@ ABLATION = ("prunable", "prunable_mean", "removable", "targeted_gap", "chance")
 
 
 def trimmed(study: dict[str, Any]) -> dict[str, Any]:
-    """The claims whole, the command without a machine's paths; of every rung and its nulls the numbers, and of chunks the means over trials."""
+    """The claims whole, the command without a machine's paths; of rungs and nulls the numbers, of chunks the means."""
     rungs = [
         {
             **rung,
