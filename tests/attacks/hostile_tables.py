@@ -138,7 +138,11 @@ for _name, _members, _odd in (
 @attack("tables")
 def a_shard_that_unfolds(folder: Path) -> list[str]:
     words = _shard(folder, {"1.npy": _ROW})
-    (folder / "a.tar").write_bytes(gzip.compress((folder / "a.tar").read_bytes() + bytes(300 * 2**20), 1))
+    content = (folder / "a.tar").read_bytes()
+    with gzip.open(folder / "a.tar", "wb", compresslevel=1) as file:
+        file.write(content)
+        for _ in range(300):
+            file.write(bytes(2**20))
     return words
 
 
