@@ -182,7 +182,7 @@ FULL_SCALE: dict[str, dict[str, Any]] = {
         "widths": (1 / 32, 1 / 16),
         "settings": ("random_labels", "augmented", "quarter"),
     },
-    "resnet56_cifar10": {"widths": (0.25, 0.5), "model_args": {"blocks": 1}},
+    "resnet56_cifar10": {"widths": (0.125, 0.25), "model_args": {"blocks": 1}},
     "wrn28_cifar10": {"widths": (8, 16), "model_args": {"blocks": 1}},
     "densenet40_cifar10": {"widths": (4, 8), "model_args": {"layers": 1}},
     "inception_layer_cifar10": {"widths": (0.25, 0.5)},
