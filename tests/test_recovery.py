@@ -124,7 +124,7 @@ def test_nothing_given_is_changed(recovered: Result) -> None:
 def test_a_search_shares_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def timed(budget: Budget, *given: Any, parts: int, seed: int, options: TrainOptions) -> int:
+    def timed(budget: Budget, *given: Any, parts: int, seed: int, options: TrainOptions, classes: bool) -> int:
         asked.append((budget, parts, seed))
         return 11
 

@@ -33,8 +33,7 @@ def precision(covariance: Tensor, ridge: float, consume: bool = False) -> tuple[
     scale = torch.where(alive, variance, torch.ones_like(variance)).sqrt()
     correlation = covariance.div_(scale[:, None]) if consume else covariance / scale[:, None]
     correlation.div_(scale[None, :])
-    if not bool(alive.all()):
-        correlation.masked_fill_(~(alive[:, None] & alive[None, :]), 0.0)
+    correlation.masked_fill_(~alive[:, None], 0.0).masked_fill_(~alive[None, :], 0.0)
     correlation.diagonal().copy_(torch.ones_like(variance) + ridge)
     factor = torch.linalg.cholesky(correlation)
     inverse = correlation.zero_().fill_diagonal_(1.0)  # its memory again

@@ -156,9 +156,16 @@ def certify(
     cut to one unit are told apart by nothing, and are not compared.
     """
     try:
-        new = trace(small, inputs)
+        wrong = _unlike(trace(small, inputs), graph, kept)
+        if wrong and not _unlike(trace(small, inputs, turned=True), graph, kept):
+            return {}
     except ModelError as error:
         return dict.fromkeys(kept, f"forward fails after the cut: {error.got}")
+    return wrong
+
+
+def _unlike(new: UnitGraph, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Groups of `graph`, cut to `kept`, whose units are not those of `new`, and why."""
     mask = keep_mask(graph, kept)
     home, names = np.full(graph.n_units + 1, -1), [group.name for group in graph.groups]
     for place, group in enumerate(graph.groups):

@@ -166,8 +166,16 @@ class Walk:
     """One pass over a program: labels are carried along, real values are computed only where an index needs
     them."""
 
-    def __init__(self, program: Program, state: dict[str, Tensor], layouts: Mapping[str, Layout] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        state: dict[str, Tensor],
+        layouts: Mapping[str, Layout] | None = None,
+        turned: bool = False,
+    ) -> None:
         self.program = program
+        self.turned = turned
+        """Which of two axes of one size, that a shuffle exchanges, is taken to be fixed: the second one."""
         self.layouts = layouts or {}
         self.found = Found({name: tensor.shape for name, tensor in state.items()})
         self.values: dict[Node, Any] = {}

@@ -213,7 +213,7 @@ def _pair_shuffled(walk: Walk, node: Node, args: list[Any], labels: Tensor) -> N
         if len(long) != 2 or long[0] < long[1]:
             return
         table = small.movedim((min(long), max(long)), (0, 1)).reshape(small.size(min(long)), small.size(max(long)), 1)
-        if table.size(0) > table.size(1):
+        if table.size(0) > table.size(1) or (table.size(0) == table.size(1) and walk.turned):
             table = table.transpose(0, 1)
     else:
         return

@@ -21,21 +21,24 @@ from compressor.units.propagate import Found, Walk
 MIXED = "laid out by units along more than one axis"
 
 
-def trace(model: nn.Module, inputs: Any, program: Program | None = None) -> UnitGraph:
+def trace(model: nn.Module, inputs: Any, program: Program | None = None, turned: bool = False) -> UnitGraph:
     """Find the units of `model` from one recorded forward pass on (two samples of) `inputs`; nothing is
     changed.
 
-    The graph is a proposal: `units.check.checked` proves every group by a dry run before it may be planned.
+    The graph is a proposal: `units.check.checked` proves every group by a dry run before it may be planned. A shuffle
+    of as many groups as channels does not tell which are which: the groups are first, with `turned` second.
     Raises ModelError where the forward pass fails.
     """
     program = program or recorded_pair(model, inputs)
-    graph = _graph(model, program, layouts(model, "dimensions"))
-    return with_heads(graph, _graph(model, program, layouts(model, "heads")), model) if attentions(model) else graph
+    graph = _graph(model, program, layouts(model, "dimensions"), turned)
+    if not attentions(model):
+        return graph
+    return with_heads(graph, _graph(model, program, layouts(model, "heads"), turned), model)
 
 
-def _graph(model: nn.Module, program: Program, layout: Mapping[str, Layout]) -> UnitGraph:
+def _graph(model: nn.Module, program: Program, layout: Mapping[str, Layout], turned: bool) -> UnitGraph:
     state, _ = named_state(model)
-    found = Walk(program, state, layout).run()
+    found = Walk(program, state, layout, turned).run()
     _spread_elements(found)
     _freeze_unhooked(model, found, program)
     return assemble(model, found, program)
