@@ -308,6 +308,7 @@ def _process(rank: int, world: int, folder: str, sizes: list[int]) -> None:
         except (OSError, RuntimeError) as error:
             failure = str(error)
         torch.save((found, failure), f"{folder}/{rank}.pt")
+        torch.distributed.barrier()  # gloo may abort where one leaves while the other still speaks
     finally:
         torch.distributed.destroy_process_group()
 
