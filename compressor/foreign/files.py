@@ -6,9 +6,10 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+from onnx.external_data_helper import load_external_data_for_model
 
 from compressor.errors import SourceError, UsageError
-from compressor.foreign.harm import refuse_harm
+from compressor.foreign.harm import refuse_harm, refuse_harm_of
 
 
 def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
@@ -45,11 +46,15 @@ def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSes
 
 def read(path: Path) -> onnx.ModelProto:
     """The model in a file that onnxruntime has opened, with data that lies beside it; SourceError where it lies."""
-    refuse_harm(path)
     try:
-        return onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)
+        refuse_harm_of(path, model)
+        load_external_data_for_model(model, str(path.parent))
+    except SourceError:
+        raise
     except Exception as error:
         raise SourceError(f"'{path}'", short(error), "a sound ONNX model", "export it again.") from error
+    return model
 
 
 def short(error: Exception) -> str:

@@ -26,13 +26,18 @@ _STANDARD = ("", "ai.onnx")
 
 
 def refuse_harm(path: Path) -> None:
-    """SourceError for a model with weights in files that are not beside it, with loops that need not end, or with
-    functions that unfold to more than MOST_NODES nodes. What is no ONNX model passes: onnxruntime refuses it.
-    """
+    """As `refuse_harm_of`, of a file. What is no ONNX model passes: onnxruntime refuses it."""
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception:  # noqa: BLE001 (protobuf's errors have no common class but this)
         return
+    refuse_harm_of(path, model)
+
+
+def refuse_harm_of(path: Path, model: onnx.ModelProto) -> None:
+    """SourceError for a model with weights in files that are not beside it, with loops that need not end, or with
+    functions that unfold to more than MOST_NODES nodes.
+    """
     for tensor in _tensors(model):
         _refuse_elsewhere(path, tensor)
     _refuse_endless(path, model.graph.node, _constants(model.graph, {}), LONGEST_LOOP)
