@@ -106,10 +106,10 @@ def export_variants(folder: Path, precision: Sequence[str], data: str, checkpoin
     before = outputs_of(original.answers or original.model, parts.judge)
     allowed, score = allowed_by(folder, record), score_of(folder, record)
     plain = record.model_dump(mode="json")
-    for name in VARIANTS:
-        (folder / name).unlink(missing_ok=True)
     question = Question(before, parts.judge, record.verdict, *allowed, score)
     made, warnings = write_variants(wanted, folder / ONNX, parts.calibrate, question)
+    for name in set(VARIANTS) - {variant.path.name for variant in made}:  # of an earlier export
+        (folder / name).unlink(missing_ok=True)
     if parts.judge.fingerprint != record.data.judge:
         warnings.append("Variants were judged on other samples than the network.")
     plain["warnings"] = [*plain["warnings"], *(text for text in warnings if text not in plain["warnings"])]
