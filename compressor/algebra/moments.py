@@ -47,6 +47,15 @@ class Moments:
             raise ValueError("moments with different shifts do not add up")
         return Moments(self.count + other.count, self.shift, self.total + other.total, self.gram + other.gram)
 
+    def rebase(self, shift: Tensor) -> None:
+        """The same rows relative to another `shift` (D): exact but for the rounding of the sums' own precision."""
+        shift = shift.detach().to(self.total)
+        step = self.shift.to(self.total) - shift
+        cross = torch.outer(self.total, step)
+        self.gram += cross + cross.T + self.count * torch.outer(step, step)
+        self.total += self.count * step
+        self.shift = shift.clone()
+
     def mean(self) -> Tensor:
         """(D,) mean of the rows."""
         return self.shift.to(self.total.dtype) + self.total / max(self.count, 1)

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.utils._pytree import tree_map
 
 from compressor.algebra.moments import wide
 from compressor.observe.likelihood import CLASSES, Likelihood
 from compressor.observe.processes import connected, in_step, least, processes
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
-from compressor.observe.watchers import PairWatcher, Watcher, watching
+from compressor.observe.watchers import FIRST, PairWatcher, Watcher, watching
 from compressor.units.graph import Tap, UnitGraph
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
@@ -70,12 +72,13 @@ def observe(
     for i, part in enumerate(parts):
         watchers = {name: Watcher(reader) for name, reader in part.items()}
         step = None if progress is None else _scaled(progress, i, len(parts), samples)
-        _agree(model, watchers, batches, device, autocast)
         wanted = graph.pairings if i == 0 and taps is None else ()
         pairs = {pairing.module: PairWatcher(len(pairing.units), device) for pairing in wanted}
+        _begin(model, watchers, batches, device, autocast)
         with in_step(), watching(model, watchers, pairs), torch.enable_grad():
             likely = partial(likelihood.sampled, key=seed + 7919)
             seen = _one_pass(model, watchers, batches, likely, step, autocast, list(pairs.values()))
+        _agree(watchers.values(), device)
         found = Statistics({n: w.statistics for n, w in watchers.items() if w.statistics is not None}, seen)
         found.pairs = {name: watcher.statistics for name, watcher in pairs.items()}
         for one in found.taps.values():
@@ -136,33 +139,46 @@ def _gradients(likelihood: Tensor, watchers: Sequence[Watcher | PairWatcher]) ->
             watcher.curve(gradient)
 
 
-def _agree(
+def _begin(
     model: nn.Module,
     watchers: dict[str, Watcher],
     batches: Callable[[], Iterable[Any]],
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> None:
-    """In a process group, every process starts from the shifts of the first process's first batch."""
-    rank, world = processes()
-    if world == 1:
+    """In a process group, start from the first samples' shifts, as one process does: its rounding, hence its plan."""
+    if processes()[1] == 1:
         return
     with in_step(), watching(model, watchers), torch.no_grad():
-        batch = next(iter(batches()), None) if rank == 0 else None
+        batch = next(iter(batches()), None) if processes()[0] == 0 else None
         if batch is not None:
+            first = tree_map(lambda leaf: leaf[:FIRST], batch.inputs)
             for watcher in watchers.values():
                 watcher.adding = False
-            _forward(model, watchers, batch, autocast)
+            _forward(model, watchers, replace(batch, ids=batch.ids[:FIRST], inputs=first), autocast)
     for watcher in watchers.values():
-        size = watcher.reader.size
-        message = torch.zeros(size + 1, dtype=wide(device), device=device)
-        if watcher.statistics is not None:
-            message[:size], message[size] = watcher.statistics.moments.shift.to(message), 1
+        watcher.adding = True
+    _agree(watchers.values(), device)
+
+
+def _agree(watchers: Iterable[Watcher], device: torch.device) -> None:
+    """In a process group, the sums of every process relative to one shift: the mean of those that there are."""
+    if processes()[1] == 1:
+        return
+    for watcher in watchers:
+        own = watcher.statistics
+        message = torch.zeros(watcher.reader.size + 1, dtype=wide(device), device=device)
+        if own is not None:
+            message[:-1], message[-1] = own.moments.shift, 1
         with connected():
-            distributed.broadcast(message, 0)
-        watcher.statistics, watcher.adding = None, True
-        if bool(message[size]):
-            watcher.start(message[:size])
+            distributed.all_reduce(message)
+        if not bool(message[-1]):  # nobody has seen this tap so far
+            continue
+        shift = message[:-1] / message[-1]
+        if own is None:
+            watcher.start(shift)
+        else:
+            own.moments.rebase(shift)
 
 
 def _scaled(progress: Callable[[int], None], part: int, parts: int, samples: int) -> Callable[[int], None]:

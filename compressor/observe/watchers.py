@@ -15,6 +15,8 @@ from compressor.observe.readers import TapReader
 from compressor.observe.statistics import PairStatistics, TapStatistics
 
 HALF = (torch.float16, torch.bfloat16)
+FIRST = 16
+"""Samples whose mean the sums are relative to."""
 
 
 class Watcher:
@@ -29,7 +31,10 @@ class Watcher:
         """False while only the shift is wanted."""
 
     def start(self, shift: Tensor) -> None:
-        """No rows yet; `shift` (D,) is what the sums are relative to."""
+        """No rows yet; `shift` (D,) is what the sums are relative to: coarse, for it to be the same on every machine
+        and in batches of every size; near the mean is all that it must be.
+        """
+        shift = shift.to(torch.bfloat16).to(shift.dtype)
         outputs, device = self.reader.outputs, shift.device
         curvature = torch.zeros(outputs, outputs, dtype=wide(device), device=device)
         self.statistics = TapStatistics(Moments.empty(shift), curvature, self.reader.per_kernel)
@@ -42,7 +47,7 @@ class Watcher:
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             rows = self.reader.rows(x.float() if x.dtype in HALF else x, self.reader.picked(ids, x, out))
             if self.statistics is None:
-                self.start(rows.mean(0))
+                self.start(rows[: max(1, len(rows) * FIRST // max(len(x), FIRST))].mean(0))
             if self.adding:
                 self.statistics.moments.add(rows)  # type: ignore[union-attr]
         if not out.requires_grad:

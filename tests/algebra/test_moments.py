@@ -70,3 +70,15 @@ def test_sums_are_in_float64_where_the_device_has_it() -> None:
     assert Moments.empty(torch.zeros(2, dtype=torch.float32)).gram.dtype == torch.float64
     assert wide(torch.device("mps")) == torch.float32
     assert wide(torch.device("cuda")) == torch.float64
+
+
+def test_moments_relative_to_another_shift_are_those_of_the_same_rows() -> None:
+    rows = torch.randn(200, 7, generator=torch.Generator().manual_seed(3)) * 2 + 5
+    parts = [Moments.empty(part.mean(0)) for part in rows.split(80)]
+    for moments, part in zip(parts, rows.split(80), strict=True):
+        moments.add(part)
+        moments.rebase(torch.full((7,), 4.9))
+    together = parts[0] + parts[1] + parts[2]
+    assert together.count == 200
+    assert torch.allclose(together.mean(), rows.double().mean(0), rtol=1e-6)
+    assert torch.allclose(together.covariance(), torch.cov(rows.double().T, correction=0), rtol=1e-5, atol=1e-5)
