@@ -290,12 +290,12 @@ def coverage(content: dict[str, Any]) -> str:
 def throughput(content: dict[str, Any]) -> str:
     """The statistics pass in one and in two processes."""
     lines = columns(
-        "network | images | images a second, one process | two processes | ratio | least, most | by processor time"
+        "network | images | images a second, one process | two processes | ratio | least, most | by processor time | two that share nothing"
     )
     for row in content["rows"]:
         rates = " | ".join(f"{row['images_per_second'][count]:,.0f}" for count in ("one", "two"))
         span = f"{row['ratio_least']:.2f}, {row['ratio_most']:.2f}"
-        ratios = f"{row['ratio']:.2f} | {span} | {row['work_ratio']:.2f}"
+        ratios = f"{row['ratio']:.2f} | {span} | {row['work_ratio']:.2f} | {row['ceiling']:.2f}"
         lines.append(f"| {row['network']} | {row['images']:,} | {rates} | {ratios} |")
     return "\n".join(lines)
 
