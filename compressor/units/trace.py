@@ -39,7 +39,7 @@ def trace(model: nn.Module, inputs: Any, program: Program | None = None, turned:
 def _graph(model: nn.Module, program: Program, layout: Mapping[str, Layout], turned: bool) -> UnitGraph:
     state, _ = named_state(model)
     found = Walk(program, state, layout, turned).run()
-    _spread_elements(found)
+    spread_elements(found)
     _freeze_unhooked(model, found, program)
     return assemble(model, found, program)
 
@@ -55,7 +55,7 @@ def recorded_pair(model: nn.Module, inputs: Any) -> Program:
         return record(model, inputs)
 
 
-def _spread_elements(found: Found) -> None:
+def spread_elements(found: Found) -> None:
     """Element-wise parameters (norms, layer scale, position terms): find the axis their labels lie along."""
     for name, flat in found.elements.items():
         shape = found.shapes[name]

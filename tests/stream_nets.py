@@ -1,0 +1,60 @@
+"""Small networks with a residual stream behind norms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """norm -> up -> ReLU -> down, added; with `scale` feature by feature."""
+
+    def __init__(self, size: int, hidden: int, scale: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.up = nn.Linear(size, hidden, bias=False)
+        self.down = nn.Linear(hidden, size)
+        self.scale = nn.Parameter(torch.rand(size) + 0.5) if scale else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, T, C) -> (N, T, C)."""
+        change = self.down(torch.relu(self.up(self.norm(tokens))))
+        return tokens + (change if self.scale is None else change * self.scale)
+
+
+class Tower(nn.Module):
+    """Rows of 6 numbers -> 8 features, two blocks, a norm, the mean over tokens, 3 scores."""
+
+    def __init__(self, scale: bool = False, beside: bool = False, block: type[Block] = Block) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.first = nn.Parameter(torch.randn(1, 1, 8))
+        self.blocks = nn.Sequential(*(block(8, 16, scale) for _ in range(2)))
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(16 if beside else 8, 3)
+        self.beside = beside
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows (N, T, 6) -> scores (N, 3)."""
+        tokens = torch.cat([self.first.expand(len(rows), -1, -1), self.stem(rows)], 1)
+        tokens = self.norm(self.blocks(tokens))
+        whole = tokens.mean(1)
+        return self.head(torch.cat([tokens[:, 0], whole], -1) if self.beside else whole)
+
+
+def torchvision_vit() -> nn.Module:
+    """A small torchvision ViT whose attention is in dense form."""
+    from torchvision.models import VisionTransformer
+
+    from compressor.units.dense import with_dense_attention
+
+    model = VisionTransformer(16, 8, 2, 2, 12, 24, num_classes=5).eval()
+    return with_dense_attention(model, torch.randn(2, 3, 16, 16))
+
+
+def stirred(model: nn.Module, size: float = 0.3) -> nn.Module:
+    """Every parameter (in place) moved at random, so that norms, scales and biases have signal; in float64."""
+    with torch.no_grad():
+        for parameter in model.double().parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return model.eval()
