@@ -30,7 +30,7 @@ OF_THE_MOMENT = frozenset(
     {
         *("align.measured", "align.why", "options.align", "command", "created", "files", "judge_uses", "machine"),
         *("onnx.latency", "onnx.latency_ratio", "onnx.variants.latency_ratio", "onnx.variants.latency_interval"),
-        *("onnx.variants.median_ms", "request", "seconds", "versions", "warnings"),
+        *("onnx.variants.median_ms", "processes", "request", "seconds", "versions", "warnings"),
         *("options.recover", "recover.budget", "recover.seconds"),
         *("search.recovered.budget", "search.recovered.seconds"),
     }
@@ -45,7 +45,7 @@ class Replay:
     """Whether a second run gave the same: `same` if the network's file and all of the record but times are equal.
 
     `differences` are places in the record, or files, with both values; `other` what was not the same before the run
-    (versions, threads): a result may then differ in its last bits.
+    (versions, machine, processes): a result may then differ in its last bits.
     """
 
     same: bool
@@ -169,7 +169,7 @@ def _refuse_changes(record: Mapping[str, Any]) -> None:
 
 
 def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    places = ("versions", "machine")
+    places = ("versions", "machine", "processes")
     return tuple(d for place in places for d in differences({"-": old[place]}, {"-": new[place]}, place))
 
 

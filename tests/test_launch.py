@@ -65,6 +65,7 @@ train: {epochs: 1, batch: 250, lr: 0.02}
 compress: {max_drop: 30, keep: params=0.9, align: 1}
 """
 ASKED = ("--keep", "params=0.8", "--max-drop", "30", "--align", "1")
+RECOVERED = ("--recover", "30st")
 
 
 def kept(folder: Path) -> dict[str, list[int]]:
@@ -120,7 +121,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, **found}
 
 
-COMMANDS = ["recipe", "inspect", "no_data", "in_use", "only_here", "other", "constant", "boom", "gone"]
+COMMANDS = ["recipe", "recover", "inspect", "no_data", "in_use", "only_here", "other", "constant", "boom", "gone"]
 
 
 def free_port() -> int:
@@ -156,6 +157,8 @@ def _command(name: str, answer: Path) -> None:
                  "--out", "used" if name == "in_use" else f"out_{name}", *ASKED]  # fmt: skip
     if name == "inspect":
         arguments = ["inspect", "net.py:net", "--input", "6"]
+    if name == "recover":
+        arguments += RECOVERED
     if name == "recipe":
         arguments = ["run", "recipe.yaml", "--out", "out_recipe"]
     texts = [answer.with_suffix(f"{answer.suffix}.{stream}") for stream in ("out", "err")]
@@ -179,6 +182,27 @@ def test_a_recipe_trains_once_and_the_first_process_speaks(answers: dict[str, An
     assert first[1].startswith(("PASSED", "UNDECIDED"))
     assert second == [0, "", ""]
     assert {"original.safetensors", "model.safetensors"} < set(results(answers["folder"] / "out_recipe"))
+
+
+@pytest.mark.usefixtures("no_page", "no_onnx")
+def test_recovery_is_shared(answers: dict[str, Any], terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(answers["folder"])
+    asked = ("compress", "net.py:net", "--data", "net.py:data", *ASKED, *RECOVERED, "--out", "alone")
+    assert answers["recover"][0][0] == terminal(*asked)
+    said, said_alone = (" ".join(text.split()) for text in (answers["recover"][0][1], terminal.out))
+    assert "in 2 processes" in said
+    assert "30 steps, " in said_alone
+    assert "processes" not in said_alone
+    assert answers["recover"][1] == [0, "", ""]
+    found, alone = (
+        {**json.loads((answers["folder"] / name / "record.json").read_text())["recover"], "seconds": 0}
+        for name in ("out_recover", "alone")
+    )
+    for about in (found, alone):
+        about["checks"] = [value for _, value in about["checks"]]
+    distances = {key: pytest.approx(alone.pop(key), rel=1e-2) for key in ("before", "after", "checks")}
+    assert found == {**alone, **distances}
+    assert kept(answers["folder"] / "out_recover") == kept(answers["folder"] / "alone")
 
 
 def test_commands_that_are_not_shared(answers: dict[str, Any]) -> None:

@@ -215,6 +215,7 @@ class Record(Part):
     machine: Plain = {}
     seed: int
     threads: Count | None = None
+    processes: Count = 1
     device: str | None = None
     data: DataPart
     source: Plain = {}

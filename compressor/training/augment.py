@@ -25,17 +25,21 @@ def augmented(images: Tensor, flip: bool, shift: int, draws: torch.Generator) ->
     return images
 
 
-def mixed(inputs: Tree, count: int, draws: torch.Generator) -> Tree:
-    """Each of `count` inputs averaged with another one, by a weight between 0 and 1 (mixup, Zhang et al. 2018).
+def mixing(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For each of `count` inputs: its weight between 0 and 1, and which one it is averaged with."""
+    return torch.rand(count, generator=draws), torch.randperm(count, generator=draws)
+
+
+def mixed(inputs: Tree, own: Tensor, partner: Tensor, weight: Tensor) -> Tree:
+    """The inputs at places `own`, each averaged with the one at `partner` (mixup, Zhang et al. 2018).
 
     Inputs with whole numbers in them (token ids, masks) have no average, and stay as they are.
     """
-    weight, partner = torch.rand(count, generator=draws), torch.randperm(count, generator=draws)
     if not all(leaf.is_floating_point() for _, leaf in named_leaves(inputs)):
-        return inputs
+        return map_leaves(lambda leaf: leaf[own.to(leaf.device)], inputs)
 
     def mix(leaf: Tensor) -> Tensor:
         share = weight.to(leaf).reshape(-1, *[1] * (leaf.ndim - 1))
-        return share * leaf + (1 - share) * leaf[partner.to(leaf.device)]
+        return share * leaf[own.to(leaf.device)] + (1 - share) * leaf[partner.to(leaf.device)]
 
     return map_leaves(mix, inputs)

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from compressor.errors import DataError, ModelError
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
-from compressor.training.augment import augmented, mixed
+from compressor.training.augment import augmented, mixed, mixing
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
+from compressor.training.together import Team
 from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
 
@@ -96,15 +97,21 @@ def train(
     device: str | torch.device = "cpu",
     progress: Callable[[Progress], None] | None = None,
     criterion: Criterion | None = None,
+    shared: bool = False,
 ) -> tuple[nn.Module, TrainingReport]:
     """A trained copy of `model` in eval mode, on the CPU, and what happened; the model given stays as it was.
 
     The default loss is cross-entropy with the labels, squared error where they are numbers. The same seed, data and
     machine give the same weights (with `seconds`: only nearly); the caller's random numbers are left alone. With a
     `criterion` the weights that it liked best come back, those given included, and a loss that is no longer finite
-    only ends the training.
-    Raises DataError where the loss needs labels and there are none, ModelError where the loss is no longer finite.
+    only ends the training. With `shared` all processes of a group train it, each on its part of every batch, and all
+    end with the weights that one process would have, up to the rounding of sums; norms must be frozen then (they would
+    see one part only), and inputs may be mixed but not moved. `criterion` must answer the same in each.
+    Raises DataError where the loss needs labels and there are none, ModelError where the loss is no longer finite,
+    ValueError for options that cannot be shared.
     """
+    if shared and (options.flip or options.shift or not options.frozen_modes):
+        raise ValueError("only a training with frozen modes, and without flip and shift, can be shared")
     if loss is None and (options.mix or samples.labels is None):
         raise DataError(samples.name, "no labels", "labels to train with", "give a dataset of (input, label).")
     device = torch.device(device)
@@ -121,6 +128,7 @@ def train(
             device,
             channels_last,
             criterion,
+            Team(shared),
         )
         report = run.finish(progress, check)
     learner.zero_grad(set_to_none=True)
@@ -168,10 +176,12 @@ class _Run:
         device: torch.device,
         channels_last: bool,
         criterion: Criterion | None,
+        team: Team,
     ) -> None:
-        self.model, self.samples, self.options, self.loss = model, samples, options, loss
+        self.model, self.samples, self.options, self.loss, self.team = model, samples, options, loss, team
         self.device, self.channels_last = device, channels_last
         self.optimizer = optimizer_of(model, options.optimizer, options.lr, options.weight_decay)
+        self.weights: list[nn.Parameter] = [w for group in self.optimizer.param_groups for w in group["params"]]
         self.bf16 = options.bf16 and _computes_bf16(device)
         self.draws = torch.Generator().manual_seed(options.seed)
         self.started = time.perf_counter()
@@ -186,6 +196,7 @@ class _Run:
         losses: list[float] = []
         right: float | None = None
         stopped: str | None = None
+        self.team.start_alike(self.model)
         self._ask()
         self.model.train(not self.options.frozen_modes)
         try:
@@ -227,10 +238,11 @@ class _Run:
             done = self._done()
             if done >= 1:
                 break
-            batch = self._batch(order[step * self.options.batch : (step + 1) * self.options.batch])
-            value, output = self._step(batch, rate(self.options.schedule, done, epoch) * self.options.lr)
-            total, seen = total + value * len(batch.ids), seen + len(batch.ids)
-            labelled = batch.labels is not None and not batch.labels.is_floating_point()
+            ids = order[step * self.options.batch : (step + 1) * self.options.batch]
+            batch, share = self._batch(ids)
+            value, output = self._step(batch, share, rate(self.options.schedule, done, epoch) * self.options.lr)
+            total, seen = total + value * len(ids), seen + len(ids)
+            labelled = self.team.size == 1 and batch.labels is not None and not batch.labels.is_floating_point()
             if labelled:
                 right += int((judged_part(output)[0].argmax(1) == batch.labels).sum())
             if self._is_time_to_ask():
@@ -239,27 +251,37 @@ class _Run:
                 progress(Progress(epoch, self.steps, min(1.0, self._done()), total / seen, self.model))
         return total / max(seen, 1), 100 * right / max(seen, 1) if labelled else None
 
-    def _step(self, batch: Batch, lr: float) -> tuple[float, Any]:
+    def _step(self, batch: Batch, share: float, lr: float) -> tuple[float, Any]:
+        """One step on a batch of which this process has `share`; the whole batch's mean loss, and its own outputs."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = forward(self.model, batch.inputs)
-        value = self.loss(output, batch)
-        if not math.isfinite(value.item()):
+        self.optimizer.zero_grad(set_to_none=True)
+        own = self.loss(output, batch)
+        own.backward()
+        value = self.team.join(own, self.weights, share)
+        if not math.isfinite(value):
             raise _Diverged(
                 f"training, step {self.steps + 1}",
-                f"a loss of {value.item()}",
+                f"a loss of {value}",
                 "a finite loss",
                 f"lower lr (now {self.options.lr}), or look for broken labels.",
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
         self.optimizer.step()
         self.steps += 1
-        return value.item(), output
+        return value, output
 
-    def _batch(self, ids: Tensor) -> Batch:
-        inputs, labels = self.samples.batch(ids)
+    def _batch(self, ids: Tensor) -> tuple[Batch, float]:
+        """This process's part of the batch of these samples, and its share of it; only what it needs is read."""
+        own, share = self.team.part(len(ids))
+        if self.options.mix:
+            weight, partner = mixing(len(ids), self.draws)
+            needed, places = torch.cat([own, partner[own]]).unique(return_inverse=True)
+            first, second = places.split(len(own))
+            inputs, labels = mixed(self.samples.batch(ids[needed])[0], first, second, weight[own]), None
+        else:
+            inputs, labels = self.samples.batch(ids[own])
 
         def prepare(leaf: Tensor) -> Tensor:
             leaf = leaf.to(self.dtype) if leaf.is_floating_point() else leaf
@@ -269,15 +291,13 @@ class _Run:
                 return leaf.contiguous(memory_format=order)
             return leaf.to(self.device)
 
-        if self.options.mix:
-            inputs, labels = mixed(inputs, len(ids), self.draws), None
-        return Batch(ids, map_leaves(prepare, inputs), None if labels is None else labels.to(self.device))
+        return Batch(ids[own], map_leaves(prepare, inputs), None if labels is None else labels.to(self.device)), share
 
     def _done(self) -> float:
         share = self.steps / self.total
         if self.options.seconds is None:
             return share
-        return max(share, (time.perf_counter() - self.started) / self.options.seconds)
+        return max(share, self.team.of_first((time.perf_counter() - self.started) / self.options.seconds))
 
 
 def _against_labels(smoothing: float) -> Loss:

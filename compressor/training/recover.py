@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.observe.processes import least
+from compressor.observe.processes import in_step
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, Progress, TrainingReport, TrainOptions, forward, steps_per_epoch, train
+from compressor.training.together import Team
 from compressor.units.outputs import judged_part
 
 TEMPERATURE = 2.0
@@ -85,18 +86,20 @@ def recover(
     Only inputs are read of `samples` and `tune`; `tune` is not trained on, it chooses the weights that come back. A
     learning rate that brings the outputs no nearer is tried again at a tenth, twice at most. Neither network is
     changed. Without `classes` answers are numbers, whatever their shape. The same seed, steps, data and machine give
-    the same weights.
+    the same weights. In a process group all call it, share the work, and end with the same network: that of one
+    process, up to the rounding of sums.
     """
     home = next(small.parameters()).device
-    teacher = Teacher(original, tune, home, classes)
-    options = replace(options, steps=steps, seed=seed, bf16=options.bf16 and teacher.classes)
 
     def show(done: Progress) -> None:
         if progress is not None:
             progress(done.done)
 
     started = time.perf_counter()
-    learner, report, rate = _trained(_trainable(small), samples, teacher, options, show)
+    with in_step():
+        teacher = Teacher(original, tune, home, classes)
+        options = replace(options, steps=steps, seed=seed, bf16=options.bf16 and teacher.classes)
+        learner, report, rate = _trained(_trainable(small), samples, teacher, options, show)
     best_step, after = _best(report)
     made = Recovery(
         steps=steps, epochs=round(steps / steps_per_epoch(samples, options), 2), samples=len(samples),
@@ -112,7 +115,13 @@ def _trained(
 ) -> tuple[nn.Module, TrainingReport, float]:
     """The first of RATES that helps, or the last one; with its peak."""
     *earlier, last = (share * options.lr for share in RATES)
-    asked = {"loss": teacher.loss, "device": teacher.device, "progress": show, "criterion": teacher.distance}
+    asked: dict[str, Any] = {
+        "loss": teacher.loss,
+        "device": teacher.device,
+        "progress": show,
+        "criterion": teacher.distance,
+        "shared": True,
+    }
     for rate in earlier:
         learner, report = train(small, samples, replace(options, lr=rate), **asked)
         if _best(report)[0] > 0 or report.checks[0][1] <= ALREADY_THERE:
@@ -131,22 +140,24 @@ def steps_of(
 ) -> int:  # fmt: skip
     """The steps of one of `parts` recoveries that share a budget in minutes; of each, in epochs or steps.
 
-    Minutes are turned into steps by timing some real steps of a copy; several processes agree on the fewest.
+    Minutes are turned into steps by timing some real steps of a copy; of several processes, which take these steps
+    together, the first one's clock counts.
     """
     known = budget.steps(steps_per_epoch(samples, options))
     if known is not None:
         return known
     home, started = next(small.parameters()).device, time.perf_counter()
     seconds = 60 * budget.amount / parts
-    teacher = Teacher(original, tune, home, classes)
-    begun = time.perf_counter()
-    teacher.distance(small)
-    check = time.perf_counter() - begun
-    step = _step_seconds(
-        small, samples, replace(options, seed=seed), teacher, min(TIMED_SHARE * seconds, TIMED_SECONDS)
-    )
-    left = seconds - (time.perf_counter() - started) - (CHECKS + 1) * check
-    return int(least(max(1, left // step), home))
+    with in_step():
+        teacher = Teacher(original, tune, home, classes)
+        begun = time.perf_counter()
+        teacher.distance(small)
+        check = time.perf_counter() - begun
+        step = _step_seconds(
+            small, samples, replace(options, seed=seed), teacher, min(TIMED_SHARE * seconds, TIMED_SECONDS)
+        )
+        left = seconds - (time.perf_counter() - started) - (CHECKS + 1) * check
+        return int(teacher.team.of_first(max(1, left // step)))
 
 
 def _step_seconds(small: nn.Module, samples: Samples, options: TrainOptions, teacher: Teacher, limit: float) -> float:
@@ -155,6 +166,7 @@ def _step_seconds(small: nn.Module, samples: Samples, options: TrainOptions, tea
     train(
         _trainable(small), samples, replace(options, seconds=limit, steps=1_000_000), loss=teacher.loss,
         device=teacher.device, progress=lambda _: stamps.append(time.perf_counter()), criterion=lambda _: 0.0,
+        shared=True,
     )  # fmt: skip
     stamps += [time.perf_counter()] if len(stamps) == 1 else []
     first = 1 if len(stamps) > 2 else 0
@@ -167,13 +179,20 @@ class Teacher:
     def __init__(self, original: nn.Module, tune: Samples, device: torch.device, classes: bool = True) -> None:
         """Without `classes` the answers are numbers, whatever their shape."""
         self.network = copy.deepcopy(original).eval().requires_grad_(False).to(device)
-        self.tune, self.device = tune, device
+        self.team = Team(shared=True)
+        own, self.share = self.team.part(len(tune))
+        self.tune, self.device = tune.take(own), device
         self.dtype = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
         with torch.no_grad():
             self.answers = self._answers(self.network)
         self.classes = classes and self.answers.ndim == 2 and self.answers.shape[1] > 1
-        spread = self.answers.var(0, correction=0).mean() if len(self.answers) else self.answers.sum()
-        self.scale = max(float(spread), torch.finfo(torch.float32).tiny)
+        self.scale = max(self._spread(), torch.finfo(torch.float32).tiny)
+
+    def _spread(self) -> float:
+        """The variance of the original's answers over the whole tune split."""
+        weight = self.share / len(self.answers)
+        mean = self.team.total(weight * self.answers.sum(0))
+        return float(self.team.total(weight * (self.answers - mean).square().sum(0)).mean())
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """What the student is trained on: how far its output is from the original's on the same inputs."""
@@ -182,8 +201,8 @@ class Teacher:
         return self._apart(_wide(judged_part(output)[0]), wanted, TEMPERATURE)
 
     def distance(self, network: nn.Module) -> float:
-        """The mean distance over the tune split, at temperature 1."""
-        return float(self._apart(self._answers(network), self.answers, 1.0))
+        """The mean distance over the tune split, at temperature 1; of several processes each sees its part."""
+        return float(self.team.total(self.share * self._apart(self._answers(network), self.answers, 1.0)))
 
     def _apart(self, found: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         if not self.classes:
