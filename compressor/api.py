@@ -15,7 +15,15 @@ from compressor.capacity.single import layers_of_one
 from compressor.deliver import write
 from compressor.export.precision import parse_precisions
 from compressor.observe import from_first
-from compressor.options import Options, parse_align, parse_keep, parse_recover, refuse_unread, refuse_unread_table
+from compressor.options import (
+    Options,
+    parse_align,
+    parse_keep,
+    parse_memory,
+    parse_recover,
+    refuse_unread,
+    refuse_unread_table,
+)
 from compressor.outcome import Outcome
 from compressor.recording import assemble
 from compressor.records import Verdict
@@ -87,6 +95,7 @@ def compress(
     metric: Callable[..., Any] | None = None,
     metric_range: tuple[float, float] = (0.0, 1.0),
     latency_table: str | Path | None = None,
+    memory: str | float | None = None,
     device: str = "auto",
     seed: int = 0,
     report: Report = silent,
@@ -99,13 +108,14 @@ def compress(
     original's outputs again, on the inputs of `calibrate` and of `unlabelled`; no labels are read for that. Instead of
     accuracy `metric(outputs, targets)` may score each sample within `metric_range`, higher is better.
     `latency_table` is a file that `compressor timetable` wrote on the machine whose latency `keep="latency=0.4"` is
-    about. A verdict that failed or stayed undecided is a result, not an error. Raises CompressorErrors for a model,
-    data or options that cannot be worked with.
+    about. `memory` (`"8GB"`, or bytes) is what sums and activations may take beside the networks. A verdict that failed
+    or stayed undecided is a result, not an error. Raises CompressorErrors for a model, data or options that cannot be
+    worked with.
     """
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
     score = scored_by(metric, metric_range)
     table = None if latency_table is None else str(latency_table)
-    options = Options(max_drop, confidence, *asked, score and score.name, metric_range, table)
+    options = Options(max_drop, confidence, *asked, score and score.name, metric_range, table, parse_memory(memory))
     refuse_unread(unlabelled, options)
     refuse_unread_table(options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)

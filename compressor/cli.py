@@ -30,6 +30,7 @@ from compressor.flags import (
     KeepFailed,
     LatencyTable,
     MaxDrop,
+    Memory,
     MetricOption,
     MetricRange,
     Model,
@@ -82,14 +83,16 @@ def compress(
     recover: Recover = None, unlabelled: Unlabelled = None, metric: MetricOption = None,
     metric_range: MetricRange = None, device: Device = "auto", seed: Seed = 0, resume: Resume = False,
     force: Force = False, keep_failed: KeepFailed = False, precision: Precisions = None,
-    latency_table: LatencyTable = None, as_json: Json = False, trust_source: Trust = False,
+    latency_table: LatencyTable = None, memory: Memory = None, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make a network smaller, judge it, and write the bundle, the ONNX file and the report."""
     from compressor.jobs import Job
-    from compressor.options import Options, parse_align, parse_keep, parse_range, parse_recover
+    from compressor.options import Options, parse_align, parse_keep, parse_memory, parse_range, parse_recover
 
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table)
+    options = Options(
+        max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table, parse_memory(memory)
+    )
     job = Job(model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled,
               precision=tuple(precision or ()))  # fmt: skip
     _run_job(job, out, resume, force, as_json)
@@ -158,13 +161,14 @@ def capacity(
 @app.command()
 def analyze(
     model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None, device: Device = "auto", seed: Seed = 0,
-    resume: Resume = False, force: Force = False, as_json: Json = False, trust_source: Trust = False,
+    memory: Memory = None, resume: Resume = False, force: Force = False, as_json: Json = False,
+    trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Find removable and repeated units; nothing is changed."""
     from compressor.jobs import Job
-    from compressor.options import Options
+    from compressor.options import Options, parse_memory
 
-    options = Options(device=device, seed=seed)
+    options = Options(device=device, seed=seed, memory=parse_memory(memory))
     _run_job(Job(model, data, options, checkpoint, command=_typed(), analyze=True), out, resume, force, as_json)
 
 
@@ -180,19 +184,21 @@ def frontier(
     unlabelled: Unlabelled = None, metric: MetricOption = None, metric_range: MetricRange = None,
     device: Device = "auto", seed: Seed = 0, resume: Resume = False,
     force: Force = False, keep_failed: KeepFailed = False, precision: Precisions = None,
-    latency_table: LatencyTable = None, as_json: Json = False, trust_source: Trust = False,
+    latency_table: LatencyTable = None, memory: Memory = None, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make networks of several sizes from one analysis, judge them together, and draw size against accuracy."""
     from compressor.frontier.folder import run
     from compressor.jobs import Job
     from compressor.observe import processes
-    from compressor.options import Options, Sizes, parse_align, parse_range, parse_recover, parse_sizes
+    from compressor.options import Options, Sizes, parse_align, parse_memory, parse_range, parse_recover, parse_sizes
     from compressor.progress import shown
     from compressor.report.frontier import frontier_view
 
     wanted = Sizes(measure, parse_sizes(sizes), count)
     asked = (None, False, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table)
+    options = Options(
+        max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table, parse_memory(memory)
+    )
     job = Job(
         model,
         data,

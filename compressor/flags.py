@@ -73,6 +73,14 @@ Precisions = Annotated[
         help="also write the ONNX file in this precision, judged like it against the original; may be given twice",
     ),
 ]  # fmt: skip
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", metavar="8GB",
+        help="what sums and activations may take beside the networks, in each process (default: half of the memory, "
+        "as far as it is free); more passes over the data, and files, do the rest",
+    ),
+]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of every random choice")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or return its finished result")]

@@ -16,7 +16,7 @@ from compressor.deliver import write_record
 from compressor.errors import CompressorError, DataError, UsageError
 from compressor.export.files import OUTPUTS, Claim
 from compressor.observe import from_first, only_first
-from compressor.options import Options, parse_keep, parse_recover
+from compressor.options import Options, parse_keep, parse_memory, parse_recover
 from compressor.recipe import Recipe, resolved
 from compressor.recording import assemble
 from compressor.report.record import Record, read_record
@@ -40,6 +40,7 @@ def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any)
         asked.max_drop, asked.confidence, parse_keep(asked.keep), asked.exact, asked.align, asked.device, asked.seed,
         parse_recover(asked.recover), asked.metric, asked.metric_range,
         latency_table=None if asked.latency_table is None else str(base / Path(asked.latency_table).expanduser()),
+        memory=parse_memory(asked.memory),
     )  # fmt: skip
     return Job(
         recipe.model_spec,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from compressor.errors import UsageError
 from compressor.training.budget import Budget
 
+LEAST_MEMORY = 1e6
 MEASURES = ("params", "macs", "latency")
 """What a size can be told by."""
 
@@ -31,6 +32,8 @@ class Options:
     metric_range: tuple[float, float] = (0.0, 1.0)
     latency_table: str | None = None
     """A file of `compressor timetable`, for sizes that are told by latency, instead of measuring here."""
+    memory: float | None = None
+    """Bytes that sums and activations may take together, in each process; a part of the machine's if not said."""
     timed: dict[str, Any] | None = None
     """What the clock told in an earlier run, for a replay: its plan is taken again and nothing is timed."""
 
@@ -46,6 +49,8 @@ class Options:
         if not (-1e30 < self.metric_range[0] < self.metric_range[1] < 1e30):
             low, high = self.metric_range
             raise UsageError("--metric-range", f"{low:g},{high:g}", "the lowest and the highest score", "0,1")
+        if self.memory is not None and not LEAST_MEMORY <= self.memory < 1e18:
+            raise UsageError("--memory", f"{self.memory:g} bytes", "at least 1MB", "for example 8GB")
         _check_device(self.device)
         if self.exact and self.keep is not None:
             raise UsageError(
@@ -63,8 +68,9 @@ class Options:
         """Plain values for the record."""
         plain = asdict(self)
         del plain["timed"]
-        if self.latency_table is None:
-            del plain["latency_table"]
+        for unused in ("latency_table", "memory"):
+            if plain[unused] is None:
+                del plain[unused]
         plain["keep"] = None if self.keep is None else f"{self.keep[0]}={self.keep[1]:g}"
         plain["metric_range"] = list(self.metric_range)
         if self.metric is None:
@@ -186,6 +192,16 @@ def parse_recover(text: str | Budget | None) -> Budget | None:
     except (TypeError, ValueError):
         expected = "epochs, minutes or steps: a number above 0 with `ep`, `min` or `st`"
         raise UsageError("--recover", f"{text!r}", expected, "for example 8ep, 5min or 400st") from None
+
+
+def parse_memory(text: str | float | None) -> float | None:
+    """`8GB` or `500MB` in bytes (a number is bytes already). Raises UsageError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B", text) if isinstance(text, str) else None
+    if text is None or (isinstance(text, (int, float)) and not isinstance(text, bool)):
+        return text
+    if found is None:
+        raise UsageError("--memory", f"{text!r}", "a number with MB, GB or TB (or MiB, GiB, TiB)", "for example 8GB")
+    return float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ")
 
 
 def parse_align(text: str | int) -> int | Literal["auto"]:

@@ -37,6 +37,8 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     predicted: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the memory meant: passes over the data, batches, samples of the refit and how many of them wait in files."""
     judged_on: Outputs | None = None
     recovered: dict[str, Any] | None = None
 

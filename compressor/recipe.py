@@ -77,6 +77,9 @@ class CompressSection(Section):
     metric: str | None = Field(default=None, description="file.py:function that scores each answer, higher is better")
     metric_range: tuple[float, float] = Field(default=(0.0, 1.0), description="lowest and highest score")
     latency_table: str | None = Field(default=None, description="for keep: latency=0.4, measured elsewhere")
+    memory: str | None = Field(
+        default=None, pattern=r"^\d+(\.\d+)? ?[KMGT]?i?B$", description="8GB: what sums and activations may take"
+    )
     precision: tuple[Literal["fp16", "int8"], ...] = Field(default=(), description="variants of the ONNX file")
     device: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)

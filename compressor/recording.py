@@ -83,6 +83,7 @@ def assemble(
         "align": outcome.align,
         "recover": outcome.recovered,
         "latency": outcome.latency,
+        "memory": dict(outcome.memory) or None,
         "seconds": dict(outcome.seconds),
         "versions": versions(),
         "machine": machine(),

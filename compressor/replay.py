@@ -30,7 +30,7 @@ OF_THE_MOMENT = frozenset(
     {
         *("align.measured", "align.why", "options.align", "command", "created", "files", "judge_uses", "machine"),
         *("onnx.latency", "onnx.latency_ratio", "onnx.variants.latency_ratio", "onnx.variants.latency_interval"),
-        *("onnx.variants.median_ms", "processes", "request", "seconds", "versions", "warnings"),
+        *("onnx.variants.median_ms", "memory", "processes", "request", "seconds", "versions", "warnings"),
         *("options.recover", "recover.budget", "recover.seconds"),
         *("search.recovered.budget", "search.recovered.seconds"),
     }

@@ -15,13 +15,25 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.errors import ModelError
-from compressor.observe import CLASSES, ROWS_PER_REGRESSOR, Likelihood, Statistics, memory_of, observe, processes
+from compressor.observe import (
+    CLASSES,
+    ROWS_PER_REGRESSOR,
+    Likelihood,
+    Statistics,
+    free_of,
+    in_file,
+    least,
+    memory_of,
+    observe,
+    processes,
+)
 from compressor.planning.allocation import Allocator
 from compressor.planning.paths import Path, find_path
 from compressor.records import Plan
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.surgery.bases import basis_taps, in_balanced_bases
 from compressor.surgery.landing import Landing, landings
+from compressor.surgery.lanes import whole_bytes
 from compressor.surgery.operate import operate
 from compressor.surgery.refit import Refit, bytes_per_chunk
 from compressor.units.check import certify, checked
@@ -38,8 +50,8 @@ Report = Callable[[str, float], None]
 NOTE = "note: "
 """A stage's name that begins so is a line to read, not a stage."""
 RIDGE = 1e-3
-MEMORY_SHARE = 0.25
-"""Part of the machine's (or device's) memory that a lock-step run may fill with activations."""
+MEMORY_SHARE, FREE_SHARE = 0.25, 0.5
+"""Part of the machine's (or device's) memory, and of what is free of it, that activations may take."""
 
 
 REFIT_SAMPLES = 2000
@@ -92,8 +104,9 @@ def opened_attention(model: nn.Module, samples: Samples) -> nn.Module:
 
 
 def in_bases(
-    model: nn.Module, graph: UnitGraph, samples: Samples, seed: int, likelihood: Likelihood = CLASSES
-) -> nn.Module:
+    model: nn.Module, graph: UnitGraph, samples: Samples, seed: int, likelihood: Likelihood = CLASSES,
+    memory: float | None = None,
+) -> nn.Module:  # fmt: skip
     """The model with its attention in bases where single dimensions can go (itself where it has none).
 
     The function is the same: proven on the first samples, in double precision.
@@ -104,8 +117,9 @@ def in_bases(
     size = batch_size(part)
     taps = basis_taps(model)
     seen = observe(
-        model, graph, lambda: shard(model, part, size), len(part), taps=taps, seed=seed, likelihood=likelihood
-    )
+        model, graph, lambda: shard(model, part, size), len(part), taps=taps, seed=seed, likelihood=likelihood,
+        budget_bytes=None if memory is None else memory / 2,
+    )  # fmt: skip
     turned, probe = in_balanced_bases(model, seen), Probe(model, _first_inputs(model, samples))
     return model if probe.changed(turned) else turned
 
@@ -118,7 +132,11 @@ def _first_inputs(model: nn.Module, samples: Samples) -> Any:
 
 @dataclass
 class Workshop:
-    """A model on its device with everything measured about it; `build(plan)` makes candidates."""
+    """A model on its device with everything measured about it; `build(plan)` makes candidates.
+
+    Sums take half of `memory` (bytes) at most, and activations the other half; without it, a quarter of the device's.
+    What is more waits for another pass, or in files. `used` says what that meant.
+    """
 
     model: nn.Module
     graph: UnitGraph
@@ -127,30 +145,46 @@ class Workshop:
     spots: dict[str, Landing]
     sizes: SizeTable
     likelihood: Likelihood = CLASSES
+    memory: float | None = None
     statistics: Statistics = field(default_factory=Statistics)
+    used: dict[str, Any] = field(default_factory=dict)
+    bytes_per_sample: float = 0.0
+    """Activations that a backward pass keeps."""
     _cached: tuple[Program, list[Any]] | None = None
+    _resident: int = 0
 
     @classmethod
     def open(
-        cls, model: nn.Module, graph: UnitGraph, calibrate: Samples, seed: int, likelihood: Likelihood = CLASSES
-    ) -> Workshop:
+        cls, model: nn.Module, graph: UnitGraph, calibrate: Samples, seed: int, likelihood: Likelihood = CLASSES,
+        memory: float | None = None,
+    ) -> Workshop:  # fmt: skip
         """Prepare the program's landings and the size arithmetic."""
         example = next(_batches(model, calibrate, 2))
-        spots = {spot.module: spot for spot in landings(record(model, example.inputs))}
+        program = record(model, example.inputs)
+        spots = {spot.module: spot for spot in landings(program)}
         missing = [tap.module for tap in graph.taps if tap.module not in spots]
         if missing:
             raise ModelError(
                 f"layer '{missing[0]}'", "a consumer that the recorded program does not show", "a layer run once",
                 "freeze it or report this model.",
             )  # fmt: skip
-        return cls(model, graph, calibrate, seed, spots, Sizes(model, graph), likelihood)
+        shop = cls(model, graph, calibrate, seed, spots, Sizes(model, graph), likelihood, memory)
+        shop.bytes_per_sample = whole_bytes(program) / len(example.ids)
+        return shop
+
+    @property
+    def budget(self) -> float:
+        """Bytes that activations may take; the same on this machine whatever else runs on it."""
+        device = next(self.model.parameters()).device
+        return MEMORY_SHARE * memory_of(device) if self.memory is None else self.memory / 2
 
     def measure(self, report: Report = silent) -> None:
-        """One pass over the calibration data: the statistics of all taps. Smaller batches where memory runs out.
+        """The statistics of all taps, in one pass where their sums fit. Smaller batches where memory runs out.
 
         Under `torchrun` each process reads its share of the data, and all end with the same statistics.
         """
-        size = batch_size(self.calibrate)
+        held = least(self.budget, next(self.model.parameters()).device) // max(self.bytes_per_sample, 1.0)
+        size = max(1, int(min(batch_size(self.calibrate), held)))
         while True:
             done = [0]
 
@@ -167,7 +201,9 @@ class Workshop:
                     seed=self.seed,
                     progress=step,
                     likelihood=self.likelihood,
+                    budget_bytes=None if self.memory is None else self.memory / 2,
                 )
+                self.used |= {"allowed": self.memory, "passes": self.statistics.passes, "batch": size}
                 return
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or size == 1:
@@ -210,7 +246,7 @@ class Workshop:
         if not plan.kept:
             return small
         program, chunks = self._chunks()
-        run = Refit(self.model, small, self.graph, plan.kept, chunks, RIDGE, self.seed, program)
+        run = Refit(self.model, small, self.graph, plan.kept, chunks, RIDGE, self.seed, program, self._resident)
         return run.run(lambda done: report("refit", done)).eval()
 
     def certify(self, small: nn.Module, plan: Plan) -> None:
@@ -231,14 +267,14 @@ class Workshop:
             )
 
     def _chunks(self) -> tuple[Program, list[Any]]:
-        """Inputs for the lock-step run, in equal chunks: as many as the fits need and the memory budget holds.
+        """Inputs for the lock-step run, in equal chunks: as many as the fits need; so many as fit in memory stay there.
 
         Kept for the next candidate, with the model's program on one chunk.
         """
         if self._cached is not None:
             return self._cached
         size = min(batch_size(self.calibrate), len(self.calibrate))
-        budget = MEMORY_SHARE * memory_of(next(self.model.parameters()).device)
+        budget, device = self.budget, next(self.model.parameters()).device
         while True:
             example = next(_batches(self.model, self.calibrate, size))
             program = record(self.model, example.inputs)
@@ -247,9 +283,16 @@ class Workshop:
                 break
             size = max(8, size // 2)
         wanted = min(len(self.calibrate), self._samples_needed())
-        count = max(1, min(len(self.calibrate) // size, math.ceil(wanted / size), int(budget // max(need, 1))))
-        found = _batches(self.model, self.calibrate, size)
-        self._cached = program, [batch.inputs for batch in itertools.islice(found, count)]
+        count = max(1, min(len(self.calibrate) // size, math.ceil(wanted / size)))
+        room = budget if self.memory is not None else min(budget, FREE_SHARE * free_of(device))
+        self._resident = min(count, int(room // max(need, 1)))
+        self.used |= {"refit_samples": count * size, "refit_in_files": (count - self._resident) * size}
+        found = itertools.islice(_batches(self.model, self.calibrate, size), count)
+        inputs = [
+            batch.inputs if place < self._resident else pytree.tree_map_only(Tensor, in_file, batch.inputs)
+            for place, batch in enumerate(found)
+        ]
+        self._cached = program, inputs
         return self._cached
 
     def _samples_needed(self) -> int:

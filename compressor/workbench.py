@@ -146,8 +146,10 @@ def some(samples: Samples, count: int) -> Samples:
 def explained(start: Start) -> tuple[Workshop, Outcome]:
     """Statistics of all taps; findings per unit, and a sample of them confirmed by real ablation."""
     options, data, thresholds = start.options, start.data, Thresholds()
-    shop = Workshop.open(start.work, start.graph, data.calibrate, options.seed, start.likelihood)
+    memory, likelihood = options.memory, start.likelihood
+    shop = Workshop.open(start.work, start.graph, data.calibrate, options.seed, likelihood, memory)
     outcome = start.untouched()
+    outcome.memory = shop.used
     with timed(start.seconds, "observe"):
         shop.measure(start.report)
     doubt = shop.doubt()
@@ -209,9 +211,9 @@ class Bench:
 def open_bench(start: Start, measure: str, candidates: int) -> Bench:
     """Statistics, findings, paths and alignment, for so many candidates whose size is told by `measure`."""
     with timed(start.seconds, "bases"):
-        start = replace(
-            start, work=in_bases(start.work, start.graph, start.data.calibrate, start.options.seed, start.likelihood)
-        )
+        options = start.options
+        given = (start.graph, start.data.calibrate, options.seed, start.likelihood, options.memory)
+        start = replace(start, work=in_bases(start.work, *given))
     shop, outcome = explained(start)
     clock = None
     if measure == LATENCY:

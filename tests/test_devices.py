@@ -23,7 +23,7 @@ from compressor.planning.allocation import Allocator
 from compressor.planning.paths import find_path
 from compressor.sources.samples import Batch, as_samples
 from compressor.stages import Workshop, working_copy
-from compressor.surgery import refit
+from compressor.surgery import lanes, refit
 from compressor.surgery.landing import landings
 from compressor.surgery.operate import operate
 from compressor.units.cut import cut
@@ -80,7 +80,7 @@ def whole_stages(mode: FakeTensorMode, name: str, ceiling: int) -> list[Any]:
             path = find_path(moved, graph, cluster, seen, intercepts)
             assert len(path.order) == sum(len(g.units) - 1 for g in cluster)
         small = operate(moved, graph, seen, kept, spots, 1e-3)
-        run = refit.Refit(moved, small, graph, kept, [inputs, inputs], 1e-3, program=program)
+        run = refit.Refit(moved, small, graph, kept, [inputs, inputs], 1e-3, program=program, resident=1)
         run.run()
         assert all(p.device.type == "cuda" for p in small.parameters())
     return [model, moved, program, twin, seen, run]
@@ -93,7 +93,8 @@ def _child(_rank: int, report: str) -> None:
     torch.autograd.grad = fake_gradients  # type: ignore[assignment]
     watchers.get_gradient_edge = lambda out: out.detach()  # type: ignore[assignment]
     elimination._numbers, elimination.PENDING = no_costs, 3
-    passes.memory_of = lambda _device: 1e12
+    passes.memory_of = passes.free_of = lambda _device: 1e12
+    lanes.in_file = lambda values: values.cpu()  # fakes cannot be written into files
     refit.Refit._differs = lambda *_: True  # type: ignore[method-assign]
     mode, alive, found = FakeTensorMode(allow_non_fake_inputs=True), [], {}
     for name in NETWORKS:

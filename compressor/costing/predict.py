@@ -13,7 +13,8 @@ widths shrink to sqrt(k)), and g, e, s the fitted rates of `costing.rates` (prod
 
 Memory: the network three times (original, working copy, candidate) and the largest of: the sums of one pass,
 sum_t 8 (D_t^2 + O_t^2), over several passes where a quarter of the memory is less; the matrices of the largest
-elimination, 3 of 8 D^2 bytes beside its sums; the activations of the lock-step refit. Left out: alignment, export,
+elimination, 3 of 8 D^2 bytes beside its sums; the activations of the lock-step refit, where a quarter of the memory is
+less in files beyond it. Left out: alignment, export,
 recovery, and what the findings do beside ablating.
 """
 
@@ -65,7 +66,7 @@ def predicted(work: Work, rates: Rates, memory: float, keep: float = 0.5) -> Cos
     """What one `compress --keep params=KEEP` of this work costs on a machine of `memory` bytes."""
     n, batches = work.samples, math.ceil(work.samples / work.batch)
     width = math.sqrt(keep)
-    fitted = _refitted(work, memory)
+    fitted = _refitted(work)
     sums = [8.0 * (tap.regressors**2 + tap.outputs**2) for tap in work.taps]
     passes = max(1, math.ceil(sum(sums) / (BUDGET_SHARE * memory)))
     products = sum(
@@ -86,16 +87,15 @@ def predicted(work: Work, rates: Rates, memory: float, keep: float = 0.5) -> Cos
         "sums": min(sum(sums), max([BUDGET_SHARE * memory, *sums])),
         "sums of one tap": max(sums, default=0.0),
         "elimination": 3 * 8.0 * widest**2,
-        "refit": fitted * work.activations,
+        "refit": min(fitted * work.activations, BUDGET_SHARE * memory),
     }
     return Cost(seconds, memory_of, passes)
 
 
-def _refitted(work: Work, memory: float) -> int:
-    """Samples of the lock-step run: what the fits need, and what the memory holds."""
+def _refitted(work: Work) -> int:
+    """Samples of the lock-step run: what the fits need, as far as there are so many."""
     needed = max([REFIT_SAMPLES, *(math.ceil(ROWS_PER_REGRESSOR * t.regressors / t.positions) for t in work.taps)])
-    held = int(BUDGET_SHARE * memory / max(work.activations, 1.0))
-    return max(1, min(work.samples, needed, max(held, 1)))
+    return max(1, min(work.samples, needed))
 
 
 def _refit(tap: TapWork, work: Work, rates: Rates, samples: int, width: float) -> float:

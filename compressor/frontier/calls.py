@@ -10,7 +10,7 @@ from torch import nn
 
 from compressor.api import Result, scored_by
 from compressor.frontier.points import trace
-from compressor.options import Options, Sizes, parse_align, parse_recover, refuse_unread
+from compressor.options import Options, Sizes, parse_align, parse_memory, parse_recover, refuse_unread
 from compressor.recording import assemble
 from compressor.sources.data import data_of
 from compressor.stages import Report, silent
@@ -32,6 +32,7 @@ def frontier(
     unlabelled: Any = None,
     metric: Callable[..., Any] | None = None,
     metric_range: tuple[float, float] = (0.0, 1.0),
+    memory: str | float | None = None,
     device: str = "auto",
     seed: int = 0,
     report: Report = silent,
@@ -47,7 +48,7 @@ def frontier(
     asked = Sizes(measure, None if sizes is None else tuple(sizes), points)
     score = scored_by(metric, metric_range)
     chosen = (None, False, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(max_drop, confidence, *chosen, score and score.name, metric_range)
+    options = Options(max_drop, confidence, *chosen, score and score.name, metric_range, memory=parse_memory(memory))
     refuse_unread(unlabelled, options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
     found = trace(model, data, options, asked, report, score=score)

@@ -9,8 +9,9 @@ from compressor.observe.likelihood import (
     likelihood_of,
     sampled_log_likelihood,
 )
-from compressor.observe.passes import memory_of, observe
-from compressor.observe.processes import from_first, in_step, in_turn, meet, only_first, processes, told
+from compressor.observe.memory import free_of, in_file, memory_of
+from compressor.observe.passes import observe
+from compressor.observe.processes import from_first, in_step, in_turn, least, meet, only_first, processes, told
 from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
 from compressor.observe.statistics import PairStatistics, Statistics, TapStatistics
 
@@ -27,9 +28,12 @@ __all__ = [
     "TapReader",
     "TapStatistics",
     "blocks_of",
+    "free_of",
     "from_first",
+    "in_file",
     "in_step",
     "in_turn",
+    "least",
     "likelihood_of",
     "meet",
     "memory_of",

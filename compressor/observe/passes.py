@@ -7,7 +7,6 @@ and no true labels are needed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from compressor.algebra.moments import wide
 from compressor.observe.likelihood import CLASSES, Likelihood
+from compressor.observe.memory import free_of, memory_of
 from compressor.observe.processes import connected, in_step, least, processes
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
@@ -27,16 +27,8 @@ from compressor.units.graph import Tap, UnitGraph
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
-BUDGET_SHARE = 0.25
-"""Part of the device's memory that the sums of one pass may take, unless a budget is given."""
-
-
-def memory_of(device: torch.device) -> float:
-    """Bytes of memory that are there in all: the device's own, else this process's part of the machine's."""
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return whole / max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1) if processes()[1] > 1 else whole
+BUDGET_SHARE, FREE_SHARE = 0.25, 0.5
+"""Part of the device's memory, and of what is free of it, that the sums of one pass may take if no budget is given."""
 
 
 def observe(
@@ -54,11 +46,11 @@ def observe(
 ) -> Statistics:
     """Statistics of all (or the given) taps over `batches()` (objects with `ids`, `inputs`) on the model's device.
 
-    One pass, unless the sums take more than `budget_bytes` (by default a quarter of the device's memory): then several,
-    with the same result; what is done waits outside the device, or in a file. In a process group `batches` gives this
-    process's share, `samples` counts all, and every process returns the sums of all. `autocast` (bfloat16) runs the
-    forward pass in that precision, `likelihood` says what answers mean. The model's mode, hooks and grad flags are as
-    before, also after an exception.
+    One pass, unless the sums take more than `budget_bytes` (by default a quarter of the device's memory, and at most
+    half of what is free): then several, with the same result; what is done waits outside the device, or in a file. In a
+    process group `batches` gives this process's share, `samples` counts all, and every process returns the sums of all.
+    `autocast` (bfloat16) runs the forward pass in that precision, `likelihood` says what answers mean. The model's
+    mode, hooks and grad flags are as before, also after an exception.
     """
     chosen = graph.taps if taps is None else taps
     readers = {
@@ -66,9 +58,9 @@ def observe(
     }
     device = next(model.parameters()).device
     if budget_bytes is None:
-        budget_bytes = BUDGET_SHARE * memory_of(device)
+        budget_bytes = min(BUDGET_SHARE * memory_of(device), FREE_SHARE * free_of(device))
     parts = passes(readers, least(budget_bytes, device))
-    result = Statistics()
+    result = Statistics(passes=len(parts))
     for i, part in enumerate(parts):
         watchers = {name: Watcher(reader) for name, reader in part.items()}
         step = None if progress is None else _scaled(progress, i, len(parts), samples)

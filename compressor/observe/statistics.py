@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, distributed
 
 from compressor.algebra.moments import Moments
+from compressor.observe.memory import in_file
 from compressor.observe.processes import connected, processes
 
 
@@ -50,6 +50,8 @@ class Statistics:
     taps: dict[str, TapStatistics] = field(default_factory=dict)
     samples: int = 0
     pairs: dict[str, PairStatistics] = field(default_factory=dict)
+    passes: int = 0
+    """Readings of the data that were needed."""
 
     def all_reduced(self) -> Statistics:
         """The sums over all processes, the same in each; itself without a process group.
@@ -78,11 +80,6 @@ def set_aside(seen: TapStatistics) -> TapStatistics:
     """The same sums outside the device's memory: in the machine's, or on the CPU in a file that goes with them."""
     for owner, name in ((seen.moments, "gram"), (seen, "curvature")):
         sums: Tensor = getattr(owner, name)
-        if sums.device.type != "cpu":
-            setattr(owner, name, sums.cpu())
-            continue
-        with tempfile.NamedTemporaryFile() as file:
-            stored = torch.from_file(file.name, shared=True, size=sums.numel(), dtype=sums.dtype)
-        setattr(owner, name, stored.reshape(sums.shape).copy_(sums))
+        setattr(owner, name, in_file(sums) if sums.device.type == "cpu" else sums.cpu())
     seen.moments.total, seen.moments.shift = seen.moments.total.cpu(), seen.moments.shift.cpu()
     return seen

@@ -39,6 +39,7 @@ def render_html(record: Mapping[str, Any] | Record) -> str:
         findings_sentence=words.findings_sentence(checked),
         next_step=words.next_step(checked),
         recovery_sentence=words.recovery_sentence(checked),
+        memory_sentence=words.memory_sentence(checked),
         ablation_sentence=words.ablation_sentence(checked),
         kinds=words.KINDS,
         verdict_svg=_picture(_verdict_svg(checked)),

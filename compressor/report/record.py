@@ -183,6 +183,17 @@ class DataPart(Part):
     described: Plain = {}
 
 
+class Memory(Part):
+    """What the memory meant: bytes that were allowed, readings of the data for the statistics, samples in a batch of
+    them, samples of the refit, and how many of those waited in files."""
+
+    allowed: float | None = None
+    passes: Count
+    batch: Count
+    refit_samples: Count = 0
+    refit_in_files: Count = 0
+
+
 class Record(Part):
     """Everything about one run, as in `record.json`."""
 
@@ -210,6 +221,7 @@ class Record(Part):
     align: Plain | None = None
     recover: Recovered | None = None
     latency: Clocked | None = None
+    memory: Memory | None = None
     seconds: dict[str, float]
     versions: Plain
     machine: Plain = {}

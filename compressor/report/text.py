@@ -22,6 +22,7 @@ from compressor.report.words import (
     duration,
     file_size,
     interval,
+    memory_sentence,
     nearness,
     next_step,
     number,
@@ -164,6 +165,8 @@ def _measured(record: Record) -> list[str]:
     said += [clocked] if clocked else []
     recovered = recovery_sentence(record)
     said += [recovered] if recovered else []
+    memory = memory_sentence(record)
+    said += [memory] if memory else []
     said += [f"{name[0].upper()}{name[1:]}: {figure}" for name, figure in nearness(record)]
     if record.onnx and record.onnx.max_abs_error is not None:
         error = record.onnx.max_abs_error

@@ -221,6 +221,19 @@ def recovery_sentence(record: Record) -> str | None:
     return f"{what}: tune {metric} {went}, {nearer}; {took}"
 
 
+def memory_sentence(record: Record) -> str | None:
+    """What did not fit in memory at once, None where everything did."""
+    found = record.memory
+    if found is None or (found.passes < 2 and not found.refit_in_files):
+        return None
+    times = "one reading" if found.passes == 1 else f"{found.passes} readings"
+    said = "Memory" if found.allowed is None else f"Memory of {file_size(found.allowed)}"
+    said += f": statistics in {times} of the data"
+    if found.refit_in_files:
+        said += f"; {found.refit_in_files:,} of the refit's {found.refit_samples:,} samples waited in files"
+    return said
+
+
 def clocked_sentence(record: Record) -> str | None:
     """How the latency that was asked for was met, None where none was asked for."""
     found = record.latency

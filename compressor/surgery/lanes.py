@@ -1,9 +1,12 @@
-"""Running a recorded program operation by operation over many chunks of samples, keeping only what is still needed."""
+"""Running a recorded program operation by operation over many chunks of samples, keeping only what is still needed.
+
+What is still needed of chunks that do not fit in memory waits in files.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from compressor.observe import in_file
 from compressor.units.program import Program, call_arguments, named_state
 
 
@@ -21,16 +25,27 @@ class Lane:
     program: Program
     state: dict[str, Tensor]
     values: list[dict[Node, Any]]
+    resident: int
+    """So many chunks stay in memory between their operations."""
+    device: torch.device
+    of_samples: set[Node]
+    """Values that depend on the samples; others may be views of weights, which a refit writes into."""
+    _waiting: set[tuple[int, Node]] = field(default_factory=set)
 
     @classmethod
-    def start(cls, model: nn.Module, program: Program, chunks: list[Any]) -> Lane:
-        """`chunks` are inputs of the batch size the program was recorded with."""
+    def start(cls, model: nn.Module, program: Program, chunks: list[Any], resident: int | None = None) -> Lane:
+        """`chunks` are inputs of the batch size the program was recorded with; all are `resident` if not said."""
         state, _ = named_state(model)
         values = []
         for chunk in chunks:
             leaves, _ = pytree.tree_flatten(call_arguments(chunk))
             values.append(dict(zip(program.input_nodes, leaves, strict=True)))
-        return cls(program, state, values)
+        of_samples = set(program.input_nodes)
+        for node in program.nodes:
+            if of_samples.intersection(node.all_input_nodes):
+                of_samples.add(node)
+        resident, device = len(chunks) if resident is None else resident, next(model.parameters()).device
+        return cls(program, state, values, resident, device, of_samples)
 
     def value(self, node: Any, chunk: int) -> Any:
         """A value alive in one chunk: a parameter by its current content, or an activation."""
@@ -38,28 +53,36 @@ class Lane:
             return node
         if node in self.program.state_nodes:
             return self.state[self.program.state_nodes[node]]
-        return self.values[chunk][node]
+        found = self.values[chunk][node]
+        return found.to(self.device) if (chunk, node) in self._waiting else found
 
-    def step(self, node: Node) -> None:
-        """Run one operation on every chunk."""
+    def step(self, node: Node, chunk: int) -> None:
+        """Run one operation on one chunk."""
         if node.op == "get_attr":
             constant: Any = self.program.graph
             for part in str(node.target).split("."):
                 constant = getattr(constant, part)
-            for chunk in self.values:
-                chunk[node] = constant
+            self.values[chunk][node] = constant
             return
         target: Any = node.target
-        for i, chunk in enumerate(self.values):
-            args = torch.fx.map_arg(node.args, lambda n, i=i: self.value(n, i))
-            kwargs = torch.fx.map_arg(node.kwargs, lambda n, i=i: self.value(n, i))
-            chunk[node] = target(*args, **kwargs)
+        args = torch.fx.map_arg(node.args, lambda n: self.value(n, chunk))
+        kwargs = torch.fx.map_arg(node.kwargs, lambda n: self.value(n, chunk))
+        self.values[chunk][node] = target(*args, **kwargs)
 
-    def forget(self, nodes: list[Node]) -> None:
-        """Free values that nobody reads any more."""
-        for chunk in self.values:
-            for node in nodes:
-                chunk.pop(node, None)
+    def forget(self, nodes: list[Node], chunk: int) -> None:
+        """Free values of a chunk that nobody reads any more."""
+        for node in nodes:
+            self.values[chunk].pop(node, None)
+            self._waiting.discard((chunk, node))
+
+    def rest(self, chunk: int) -> None:
+        """A chunk's turn is over: where it is not resident, its values wait in files until the next one."""
+        if chunk < self.resident:
+            return
+        for node, value in self.values[chunk].items():
+            if isinstance(value, Tensor) and node in self.of_samples and (chunk, node) not in self._waiting:
+                self.values[chunk][node] = in_file(value)
+                self._waiting.add((chunk, node))
 
 
 def last_uses(program: Program, wanted: Mapping[Node, list[Node]]) -> dict[Node, list[Node]]:
@@ -88,6 +111,11 @@ def peak_bytes(program: Program, wanted: Mapping[Node, list[Node]]) -> int:
             peak = max(peak, alive)
         alive -= sum(_size(used) for used in last.get(node, []))
     return peak
+
+
+def whole_bytes(program: Program) -> int:
+    """Total size of all values, from the recorded shapes: about what a backward pass keeps."""
+    return sum(_size(node) for node in program.nodes)
 
 
 def _size(node: Node) -> int:

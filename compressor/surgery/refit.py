@@ -2,7 +2,8 @@
 
 Both networks are run in lock-step, operation by operation, on the same samples, so that every consumer is fitted with
 everything upstream of it already compressed; each network runs exactly once. The last layer before a sum is fitted to
-(original sum - compressed skip), so that errors of the skip are corrected on the way.
+(original sum - compressed skip), so that errors of the skip are corrected on the way. From one fit to the next every
+chunk of samples takes its turn: only what the following fits read stays, in memory or in files.
 
 Shape letters: R rows, D regressors, O outputs, U entries of a tap, K entries that stay.
 """
@@ -10,7 +11,7 @@ Shape letters: R rows, D regressors, O outputs, U entries of a tap, K entries th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ class Refit:
     """One lock-step run: `Refit(...).run()` refits `small` in place and returns it.
 
     `chunks` are inputs, all of the same batch size; `original` is only read, and `program` is its record on one chunk.
-    `small` must be `original` cut to `kept`.
+    `small` must be `original` cut to `kept`. So many chunks as are `resident` stay in memory all the time (all, unless
+    said); of the others one is there at a time, and what it is still needed for waits in files, with the same result.
     """
 
     def __init__(
@@ -60,13 +62,14 @@ class Refit:
         ridge: float,
         seed: int = 0,
         program: Program | None = None,
+        resident: int | None = None,
     ) -> None:
         self.original, self.small, self.ridge, self.seed = original, small, ridge, seed
         self.mask: np.ndarray = keep_mask(graph, kept)
         self.rows = kept_outputs(graph, self.mask)
         self.taps = {tap.module: tap for tap in merged_taps(graph)}
-        self.left = Lane.start(original, program or record(original, chunks[0]), chunks)
-        self.right = Lane.start(small, record(small, chunks[0]), chunks)
+        self.left = Lane.start(original, program or record(original, chunks[0]), chunks, resident)
+        self.right = Lane.start(small, record(small, chunks[0]), chunks, resident)
         if len(self.left.program.nodes) != len(self.right.program.nodes):
             raise RuntimeError("the compressed network runs other operations than the original")
         self.twin = dict(zip(self.left.program.nodes, self.right.program.nodes, strict=True))
@@ -74,24 +77,38 @@ class Refit:
     def run(self, progress: Callable[[float], None] | None = None) -> nn.Module:
         """Refit every consumer whose input differs between the networks; `progress` gets the share done."""
         wanted = wanted_values(self.left.program)
-        spots = {spot.node: spot for spot in landings(self.left.program)}
+        spots = {s.node: s for s in landings(self.left.program) if s.once and s.module in self.taps}
         free_left = last_uses(self.left.program, wanted)
         free_right = last_uses(
             self.right.program, {self.twin[n]: [self.twin[v] for v in values] for n, values in wanted.items()}
         )
         steps = [node for node in self.twin if node.op in ("call_function", "get_attr")]
+        done = 0
         with torch.no_grad():
-            for place, node in enumerate(steps):
-                self.left.step(node)
-                spot = spots.get(node)
-                if spot is not None and spot.once and spot.module in self.taps and self._differs(spot):
-                    self._fit(spot, self.taps[spot.module])
-                self.right.step(self.twin[node])
-                self.left.forget(free_left.get(node, []))
-                self.right.forget(free_right.get(self.twin[node], []))
+            for part in parted(steps, spots):
+                if part[0] in spots:
+                    self._refit(spots[part[0]])
+                for chunk in range(len(self.left.values)):
+                    for node in part:
+                        if node not in spots:
+                            self.left.step(node, chunk)
+                        self.right.step(self.twin[node], chunk)
+                        self.left.forget(free_left.get(node, []), chunk)
+                        self.right.forget(free_right.get(self.twin[node], []), chunk)
+                    self.left.rest(chunk)
+                    self.right.rest(chunk)
+                done += len(part)
                 if progress is not None:
-                    progress((place + 1) / len(steps))
+                    progress(done / len(steps))
         return self.small
+
+    def _refit(self, spot: Landing) -> None:
+        """Run the original's layer on all chunks, and refit its twin if what it reads differs between the networks."""
+        for chunk in range(len(self.left.values)):
+            self.left.step(spot.node, chunk)
+            self.left.rest(chunk)
+        if self._differs(spot):
+            self._fit(spot, self.taps[spot.module])
 
     def _differs(self, spot: Landing) -> bool:
         for node in (spot.source, spot.other):
@@ -201,6 +218,16 @@ class Refit:
         usable = slope.abs() > 1e-3 * slope.abs().max()  # where the norm's scale is ~0 nothing can be corrected
         factor = torch.where(usable, std / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(std))
         return y + error * factor.reshape([1, -1] + [1] * (y.dim() - 2))
+
+
+def parted(steps: list[Node], heads: Collection[Node]) -> list[list[Node]]:
+    """Steps in their order, in parts that begin at `heads`."""
+    parts: list[list[Node]] = []
+    for node in steps:
+        if not parts or node in heads:
+            parts.append([])
+        parts[-1].append(node)
+    return parts
 
 
 def in_rows(tap: Tap, value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 
@@ -16,6 +17,7 @@ from compressor.observe import observe, readers
 from compressor.sources.samples import Batch
 from compressor.surgery import refit
 from compressor.surgery.landing import landings
+from compressor.surgery.lanes import Lane
 from compressor.surgery.operate import operate
 from compressor.surgery.refit import Refit
 from compressor.units.program import record
@@ -222,6 +224,31 @@ def test_other_layers_are_no_worse_than_folded(build: type[nn.Module], shape: tu
     x = torch.randn(900, *shape)
     fold, small = refitted(model, x[:600], 0.7, 150)
     assert error(model, small, x[600:]) < 1.02 * error(model, fold, x[600:])
+
+
+@pytest.mark.parametrize(("build", "shape"), [(Net, (1, 8, 8)), (Tokens, (7, 5)), (Skip, (6,))])
+@pytest.mark.parametrize("resident", [0, 2])
+def test_chunks_that_wait_in_files_change_nothing(
+    build: type[nn.Module], shape: tuple[int, ...], resident: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = build().eval(), torch.randn(300, *shape)
+    small, kept, graph = folded(model, x, 0.7)
+    other = copy.deepcopy(small)
+    waiting: list[bool] = []
+
+    def rest(lane: Lane, chunk: int) -> None:
+        real(lane, chunk)
+        held = [v for n, v in lane.values[chunk].items() if isinstance(v, Tensor) and n in lane.of_samples]
+        waiting.extend((value.untyped_storage().filename is not None) == (chunk >= resident) for value in held)
+
+    real = Lane.rest
+    monkeypatch.setattr(Lane, "rest", rest)
+    Refit(model, small, graph, kept, list(x.split(50)), 1e-3, resident=resident).run()  # type: ignore[arg-type]
+    assert len(waiting) > 10
+    assert all(waiting)
+    Refit(model, other, graph, kept, list(x.split(50)), 1e-3).run()  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), other.parameters(), strict=True))
 
 
 def test_an_unseen_chunk_can_differ(monkeypatch: pytest.MonkeyPatch) -> None:

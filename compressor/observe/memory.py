@@ -1,0 +1,76 @@
+"""How much memory there is, and where numbers wait that do not fit in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressor.errors import CompressorError
+from compressor.observe.processes import processes
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells what a container may use."""
+MEMINFO = Path("/proc/meminfo")
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory that are there in all: the device's own, else this process's part of the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(whole, _allowed()) / _neighbours()
+
+
+def free_of(device: torch.device) -> float:
+    """Bytes that nobody uses now, of `memory_of`; all of it where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(MEMINFO), re.MULTILINE)
+    free = 1024.0 * int(found[1]) if found else float("inf")
+    return min(free / _neighbours(), memory_of(device))
+
+
+def in_file(tensor: Tensor) -> Tensor:
+    """The same numbers, in the same order of strides, in a file that goes with the tensor (in the folder for temporary
+    files, as TMPDIR says): the system keeps them in memory only as long as nothing else wants it.
+
+    Raises CompressorError where the disk is full.
+    """
+    if not tensor.numel() or (tensor.device.type == "cpu" and tensor.untyped_storage().filename is not None):
+        return tensor
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # or a full disk would end the process at the first write
+                os.posix_fallocate(file.fileno(), 0, tensor.numel() * tensor.element_size())
+            flat = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+    except OSError as error:
+        raise CompressorError(
+            f"folder for temporary files ({tempfile.gettempdir()})", str(error),
+            f"{tensor.numel() * tensor.element_size() / 1e9:.1f} GB more, for what does not fit in memory",
+            "let TMPDIR name a folder on a larger disk, or calibrate on fewer samples.",
+        ) from error  # fmt: skip
+    dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
+    return (flat.as_strided(tensor.size(), tensor.stride()) if dense else flat.reshape(tensor.shape)).copy_(tensor)
+
+
+def _neighbours() -> int:
+    """How many processes share this machine's memory."""
+    return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1) if processes()[1] > 1 else 1
+
+
+def _allowed() -> float:
+    """What a container may use at most."""
+    said = [_text(CGROUP / name).strip() for name in ("memory.max", "memory/memory.limit_in_bytes")]
+    return min([float(text) for text in said if text.isdecimal()], default=float("inf"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
