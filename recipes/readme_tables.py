@@ -290,7 +290,8 @@ def coverage(content: dict[str, Any]) -> str:
 def throughput(content: dict[str, Any]) -> str:
     """The statistics pass in one and in two processes."""
     lines = columns(
-        "network | images | images a second, one process | two processes | ratio | least, most | by processor time | two that share nothing"
+        "network | images | images a second, one process | two processes | ratio | least, most | by processor time | "
+        "two that share nothing"
     )
     for row in content["rows"]:
         rates = " | ".join(f"{row['images_per_second'][count]:,.0f}" for count in ("one", "two"))
