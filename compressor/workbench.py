@@ -122,7 +122,8 @@ def _refuse_targets(part: Samples, probe: Outputs, judged: bool) -> None:
             raise DataError(
                 part.name, f"labels that are numbers ({str(part.labels.dtype).removeprefix('torch.')}), and no score",
                 "class numbers (int64), or what answers are judged by",
-                "--metric file.py:function, higher is better (`1 - error / limit` for a regression).",
+                "--metric file.py:function, higher is better (`1 - error / limit` for a regression); where they are "
+                "class numbers, give them as whole numbers (`labels.long()`).",
             )  # fmt: skip
     elif probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
         refuse_labels(part, probe.logits.shape[1])

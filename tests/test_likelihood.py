@@ -155,3 +155,17 @@ def test_recovery_of_a_regression_follows_the_numbers():
     model, data = regression(600)
     found = compressor.compress(model, data, keep="params=0.3", align=1, metric=near, recover="30st")
     assert found.record["recover"]["measure"] == "squared error"
+
+
+def test_a_single_probability_costs_what_its_log_odds_cost() -> None:
+    odds = torch.randn(64, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ids = torch.arange(64)
+    likelihood = likelihood_of(odds.sigmoid().detach(), torch.zeros(64, dtype=torch.long), scored=False)
+    by_odds = likelihood_of(odds.detach(), torch.zeros(64, dtype=torch.long), scored=False)
+    assert likelihood != by_odds
+    slopes = [
+        torch.autograd.grad(kind.sampled(answers, ids, 7), odds)[0]
+        for kind, answers in ((likelihood, odds.sigmoid()), (by_odds, odds))
+    ]
+    assert torch.allclose(*slopes, atol=1e-5)
+    assert torch.allclose(likelihood.read(odds.sigmoid()), by_odds.read(odds), atol=1e-5)

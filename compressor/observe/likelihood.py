@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compressor.algebra.moments import wide
 from compressor.algebra.patches import keyed_hash
+from compressor.algebra.probabilities import log_odds, single_probabilities
 
 TINY = 1e-12
 """Least deviation of an output, as a share of the largest one: an output that hardly varies gets no more weight."""
@@ -66,7 +67,7 @@ class Classes:
 @dataclass(frozen=True)
 class Probabilities(Classes):
     """Probabilities (N, C, ...) of classes: a network that ends in a softmax, as many ONNX files do. Their logarithms
-    are the scores."""
+    are the scores; of a single one (a network that ends in a sigmoid) its log odds."""
 
     def sampled(self, output: Tensor, ids: Tensor, key: int) -> Tensor:
         """The log-likelihood of labels drawn from the network's own answers."""
@@ -77,6 +78,8 @@ class Probabilities(Classes):
         return super().read(self._scores(output))
 
     def _scores(self, output: Tensor) -> Tensor:
+        if output.dim() == 1 or output.shape[1] == 1:
+            return log_odds(output)
         return output.float().clamp_min(LEAST_PROBABILITY).log()
 
 
@@ -140,7 +143,7 @@ def likelihood_of(outputs: Tensor, labels: Tensor | None, scored: bool) -> Likel
 def _classes(outputs: Tensor) -> Classes:
     """Whether answers are probabilities already: none negative, and every row adds up to one."""
     if outputs.dim() < 2 or outputs.shape[1] < 2:
-        return CLASSES
+        return Probabilities() if single_probabilities(outputs) else CLASSES
     adds_up = (outputs.float().sum(1) - 1).abs().max() <= 1e-3
     return Probabilities() if bool(adds_up) and bool((outputs >= 0).all()) else CLASSES
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from compressor.algebra.probabilities import two_classes
 from compressor.errors import CompressorError, DataError, ModelError
 from compressor.sources.trees import first_not_finite, map_leaves
 from compressor.units.outputs import judged_part
@@ -123,12 +124,11 @@ def check_signal(found: Outputs, name: str = "original") -> None:
 
 
 def class_scores(logits: Tensor) -> Tensor:
-    """Scores (n, C) or (n, C, P) from logits (n, C, ...); a single score z becomes the two classes (0, z)."""
+    """Scores (n, C) or (n, C, P) from logits (n, C, ...); a single score z becomes the two classes (0, z), a single
+    probability those of its log odds.
+    """
     scores = logits.flatten(2).squeeze(-1) if logits.ndim > 2 else logits
-    if scores.ndim == 1 or scores.shape[1] == 1:
-        scores = scores.reshape(len(scores), 1, *scores.shape[2:])
-        scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
-    return scores
+    return two_classes(scores) if scores.ndim == 1 or scores.shape[1] == 1 else scores
 
 
 def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:

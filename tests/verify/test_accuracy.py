@@ -226,3 +226,13 @@ def test_a_copy_runs_on_the_device() -> None:
     assert torch.equal(torch.cuda.get_rng_state(), state)
     moved = outputs_of(model.cuda(), as_samples((inputs, labels)))
     torch.testing.assert_close(moved.logits, there.logits)
+
+
+def test_a_network_that_ends_in_a_sigmoid_answers_two_classes() -> None:
+    odds = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    labels = (odds[:, 0] > 0).long()
+    worse = odds.clone()
+    worse[:40] = -odds[:40]
+    for answers in (odds, odds.sigmoid()):
+        assert float(hits(answers, labels).mean()) == 1.0
+    assert float(hits(worse.sigmoid(), labels).mean()) == 0.8
