@@ -273,17 +273,17 @@ class Workshop:
         """
         if self._cached is not None:
             return self._cached
-        size = min(batch_size(self.calibrate), len(self.calibrate))
-        budget, device = self.budget, next(self.model.parameters()).device
+        wanted = min(len(self.calibrate), self._samples_needed())
+        size, budget = min(batch_size(self.calibrate), wanted), self.budget
+        device = next(self.model.parameters()).device
         while True:
+            count, size = equal_chunks(wanted, size)
             example = next(_batches(self.model, self.calibrate, size))
             program = record(self.model, example.inputs)
             need = bytes_per_chunk(program)
             if need <= budget / 4 or size <= 8:
                 break
             size = max(8, size // 2)
-        wanted = min(len(self.calibrate), self._samples_needed())
-        count = max(1, min(len(self.calibrate) // size, math.ceil(wanted / size)))
         room = budget if self.memory is not None else min(budget, FREE_SHARE * free_of(device))
         self._resident = min(count, int(room // max(need, 1)))
         self.used |= {"refit_samples": count * size, "refit_in_files": (count - self._resident) * size}
@@ -305,6 +305,16 @@ class Workshop:
             if measured is not None:
                 needed = max(needed, math.ceil(ROWS_PER_REGRESSOR * len(measured.moments.total) / positions))
         return needed
+
+
+def equal_chunks(samples: int, size: int) -> tuple[int, int]:
+    """Number and size, at most `size`, of equal chunks that leave as few samples out as one of two ways does.
+
+    >>> equal_chunks(2000, 250), equal_chunks(480, 250), equal_chunks(500, 8)
+    ((8, 250), (2, 240), (62, 8))
+    """
+    smaller = math.ceil(samples / size)
+    return max((samples // size, size), (smaller, samples // smaller), key=lambda way: way[0] * way[1])
 
 
 def batch_size(samples: Samples) -> int:

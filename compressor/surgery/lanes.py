@@ -40,12 +40,8 @@ class Lane:
         for chunk in chunks:
             leaves, _ = pytree.tree_flatten(call_arguments(chunk))
             values.append(dict(zip(program.input_nodes, leaves, strict=True)))
-        of_samples = set(program.input_nodes)
-        for node in program.nodes:
-            if of_samples.intersection(node.all_input_nodes):
-                of_samples.add(node)
         resident, device = len(chunks) if resident is None else resident, next(model.parameters()).device
-        return cls(program, state, values, resident, device, of_samples)
+        return cls(program, state, values, resident, device, depending_on_samples(program))
 
     def value(self, node: Any, chunk: int) -> Any:
         """A value alive in one chunk: a parameter by its current content, or an activation."""
@@ -113,9 +109,23 @@ def peak_bytes(program: Program, wanted: Mapping[Node, list[Node]]) -> int:
     return peak
 
 
+def depending_on_samples(program: Program) -> set[Node]:
+    """Inputs, and all values that are computed from them."""
+    found = set(program.input_nodes)
+    for node in program.nodes:
+        if found.intersection(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def whole_bytes(program: Program) -> int:
-    """Total size of all values, from the recorded shapes: about what a backward pass keeps."""
-    return sum(_size(node) for node in program.nodes)
+    """Total size of all values of the samples, from the recorded shapes: about what a backward pass keeps."""
+    return sum(_size(node) for node in depending_on_samples(program) if not _is_view(node))
+
+
+def _is_view(node: Node) -> bool:
+    returned = getattr(getattr(node.target, "_schema", None), "returns", ())
+    return any(one.alias_info is not None for one in returned)
 
 
 def _size(node: Node) -> int:
