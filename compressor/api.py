@@ -96,6 +96,7 @@ def compress(
     metric_range: tuple[float, float] = (0.0, 1.0),
     latency_table: str | Path | None = None,
     memory: str | float | None = None,
+    rotate: float | None = None,
     device: str = "auto",
     seed: int = 0,
     report: Report = silent,
@@ -108,14 +109,16 @@ def compress(
     original's outputs again, on the inputs of `calibrate` and of `unlabelled`; no labels are read for that. Instead of
     accuracy `metric(outputs, targets)` may score each sample within `metric_range`, higher is better.
     `latency_table` is a file that `compressor timetable` wrote on the machine whose latency `keep="latency=0.4"` is
-    about. `memory` (`"8GB"`, or bytes) is what sums and activations may take beside the networks. A verdict that failed
-    or stayed undecided is a result, not an error. Raises CompressorErrors for a model, data or options that cannot be
-    worked with.
+    about. `memory` (`"8GB"`, or bytes) is what sums and activations may take beside the networks. `rotate` (0.75) first
+    cuts residual streams that only norms read to that share of their width, by a rotation (SliceGPT); `keep` then
+    counts from the original all the same. A verdict that failed or stayed undecided is a result, not an error. Raises
+    CompressorErrors for a model, data or options that cannot be worked with.
     """
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
     score = scored_by(metric, metric_range)
     table = None if latency_table is None else str(latency_table)
-    options = Options(max_drop, confidence, *asked, score and score.name, metric_range, table, parse_memory(memory))
+    limits = (table, parse_memory(memory), rotate)
+    options = Options(max_drop, confidence, *asked, score and score.name, metric_range, *limits)
     refuse_unread(unlabelled, options)
     refuse_unread_table(options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)

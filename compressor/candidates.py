@@ -122,7 +122,7 @@ class Builder:
         size = size_of(self.shop.model, self.shop.graph, plan.kept)
         with timed(self.seconds, "tune"):
             made, tuned = Made(small, plan, size), self._compared(small)
-        if self.recoverer is not None and plan.kept:
+        if self.recoverer is not None and (plan.kept or self.shop.reference is not None):
             told = lambda done: self.report(f"recover {share:.1%}", done)  # noqa: E731
             with timed(self.seconds, "recover"):
                 made.model, tuned, made.recovered = self.recoverer.better(

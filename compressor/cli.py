@@ -38,6 +38,7 @@ from compressor.flags import (
     Precisions,
     Recover,
     Resume,
+    Rotate,
     Seed,
     Shape,
     Trust,
@@ -83,16 +84,16 @@ def compress(
     recover: Recover = None, unlabelled: Unlabelled = None, metric: MetricOption = None,
     metric_range: MetricRange = None, device: Device = "auto", seed: Seed = 0, resume: Resume = False,
     force: Force = False, keep_failed: KeepFailed = False, precision: Precisions = None,
-    latency_table: LatencyTable = None, memory: Memory = None, as_json: Json = False, trust_source: Trust = False,
+    latency_table: LatencyTable = None, memory: Memory = None, rotate: Rotate = None, as_json: Json = False,
+    trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make a network smaller, judge it, and write the bundle, the ONNX file and the report."""
     from compressor.jobs import Job
     from compressor.options import Options, parse_align, parse_keep, parse_memory, parse_range, parse_recover
 
     asked = (parse_keep(keep), exact, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(
-        max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table, parse_memory(memory)
-    )
+    limits = (parse_range(metric_range), latency_table, parse_memory(memory), rotate)
+    options = Options(max_drop, confidence, *asked, metric, *limits)
     job = Job(model, data, options, checkpoint, command=_typed(), keep_failed=keep_failed, unlabelled=unlabelled,
               precision=tuple(precision or ()))  # fmt: skip
     _run_job(job, out, resume, force, as_json)

@@ -41,6 +41,13 @@ LatencyTable = Annotated[
         help="plan --keep latency= by layer times that `compressor timetable` measured elsewhere, not by those of here",
     ),
 ]  # fmt: skip
+Rotate = Annotated[
+    float | None,
+    typer.Option(
+        "--rotate", metavar="0.75",
+        help="transformers: first cut the residual stream behind LayerNorms to this share of its width (with a loss)",
+    ),
+]  # fmt: skip
 Exact = Annotated[bool, typer.Option("--exact", help="lossless: remove only what is certified")]
 Align = Annotated[
     str, typer.Option("--align", metavar="auto|N", help="widths in multiples of the runtime's block; 1 switches it off")

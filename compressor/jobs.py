@@ -41,6 +41,7 @@ def from_recipe(recipe: Recipe, base: Path, command: str | None, **changes: Any)
         parse_recover(asked.recover), asked.metric, asked.metric_range,
         latency_table=None if asked.latency_table is None else str(base / Path(asked.latency_table).expanduser()),
         memory=parse_memory(asked.memory),
+        rotate=asked.rotate,
     )  # fmt: skip
     return Job(
         recipe.model_spec,

@@ -28,7 +28,7 @@ class Courtroom:
 
     def __init__(self, start: Start) -> None:
         self.start = start
-        self.original = outputs_of(start.answers or _as_given(start.work, start.model), start.data.judge)
+        self.original = outputs_of(start.answers or _as_given(start.before, start.model), start.data.judge)
         self._after: dict[int, Outputs] = {}
 
     def after(self, made: Made) -> Outputs:
@@ -101,7 +101,7 @@ def certified(bench: Bench, candidates: Sequence[Candidate[Made]]) -> None:
 def take(outcome: Outcome, chosen: Made, court: Courtroom, verdict: Verdict) -> None:
     """Make `chosen` what the outcome is about."""
     outcome.model = chosen.model
-    if not chosen.plan.kept:
+    if not chosen.plan.kept and not court.start.turned:
         outcome.nothing_to_do = "every unit stays at the size that was asked for"
     outcome.plan, outcome.size, outcome.verdict = chosen.plan, chosen.size, verdict
     classes = court.start.score is None
@@ -114,9 +114,11 @@ def take(outcome: Outcome, chosen: Made, court: Courtroom, verdict: Verdict) -> 
 
 
 def judge_plain(outcome: Outcome, start: Start) -> None:
-    """The verdict on a network that is the original."""
-    after = outputs_of(start.work, start.data.judge)
-    before = after if start.answers is None else outputs_of(start.answers, start.data.judge)
+    """The verdict on the network as it is before anything is cut: the original, if it was not turned."""
+    after = outputs_of(_as_given(start.work, start.model), start.data.judge, check=not start.turned)
+    before = after
+    if start.answers is not None or start.turned:
+        before = outputs_of(start.answers or _as_given(start.before, start.model), start.data.judge)
     outcome.verdict = verdict_of(before, after, start)
     outcome.fidelity = fidelity(before, after, before.labels, start.score is None).as_dict()
     outcome.judged_on = before

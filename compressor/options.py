@@ -34,6 +34,8 @@ class Options:
     """A file of `compressor timetable`, for sizes that are told by latency, instead of measuring here."""
     memory: float | None = None
     """Bytes that sums and activations may take together, in each process; a part of the machine's if not said."""
+    rotate: float | None = None
+    """Share of their width that residual streams behind norms keep; the rest goes by a rotation, with a loss."""
     timed: dict[str, Any] | None = None
     """What the clock told in an earlier run, for a replay: its plan is taken again and nothing is timed."""
 
@@ -52,6 +54,7 @@ class Options:
         if self.memory is not None and not LEAST_MEMORY <= self.memory < 1e18:
             raise UsageError("--memory", f"{self.memory:g} bytes", "at least 1MB", "for example 8GB")
         _check_device(self.device)
+        _check_rotate(self)
         if self.exact and self.keep is not None:
             raise UsageError(
                 "--exact with --keep",
@@ -68,7 +71,7 @@ class Options:
         """Plain values for the record."""
         plain = asdict(self)
         del plain["timed"]
-        for unused in ("latency_table", "memory"):
+        for unused in ("latency_table", "memory", "rotate"):
             if plain[unused] is None:
                 del plain[unused]
         plain["keep"] = None if self.keep is None else f"{self.keep[0]}={self.keep[1]:g}"
@@ -143,6 +146,21 @@ def parse_range(text: str | None) -> tuple[float, float]:
     except ValueError:
         raise UsageError("--metric-range", repr(text), "two numbers with a comma between them", "0,1") from None
     return low, high
+
+
+def _check_rotate(options: Options) -> None:
+    """UsageError for a share that is none, and for what a rotation does not go with."""
+    if options.rotate is None:
+        return
+    number = isinstance(options.rotate, (int, float)) and not isinstance(options.rotate, bool)
+    if not number or not 0 < options.rotate < 1:
+        raise UsageError("--rotate", f"{options.rotate!r}", "a share between 0 and 1", "for example 0.75")
+    if options.exact:
+        raise UsageError("--exact with --rotate", "both", "one of them", "a rotated and cut stream is never exact")
+    if options.keep is not None and options.keep[0] == "latency":
+        raise UsageError(
+            "--rotate with --keep latency", "both", "a size told by params or macs", "for example --keep params=0.5"
+        )
 
 
 def _check_device(name: str) -> None:

@@ -41,6 +41,8 @@ class Outcome:
     """What the memory meant: passes over the data, batches, samples of the refit and how many of them wait in files."""
     judged_on: Outputs | None = None
     recovered: dict[str, Any] | None = None
+    rotation: dict[str, Any] | None = None
+    """What was turned and what was not, where that was asked for."""
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from compressor.judgement import finished, judge_candidates, judge_plain
 from compressor.observe import Classes
 from compressor.options import Options
 from compressor.outcome import Outcome
-from compressor.planning.allocation import Allocator
 from compressor.planning.search import LIMIT, search
 from compressor.records import Finding, Plan
 from compressor.sources.splits import Data
@@ -71,7 +70,7 @@ def _lossy(start: Start) -> Outcome:
         candidates = [candidate]
         bench.outcome.warnings += missed(bench.outcome.latency)
         if bench.clock is None:
-            free = Allocator(start.graph, bench.paths, bench.allocator.sizes).plan(*options.keep)
+            free = replace(bench.allocator, block=1).plan(*options.keep)
             bench.outcome.unaligned = size_of(start.work, start.graph, free.kept)
     else:
         candidates = search(

@@ -80,6 +80,7 @@ class CompressSection(Section):
     memory: str | None = Field(
         default=None, pattern=r"^\d+(\.\d+)? ?[KMGT]?i?B$", description="8GB: what sums and activations may take"
     )
+    rotate: Share | None = Field(default=None, description="share of their width that streams behind norms keep")
     precision: tuple[Literal["fp16", "int8"], ...] = Field(default=(), description="variants of the ONNX file")
     device: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -84,6 +84,7 @@ def assemble(
         "recover": outcome.recovered,
         "latency": outcome.latency,
         "memory": dict(outcome.memory) or None,
+        "rotation": outcome.rotation,
         "seconds": dict(outcome.seconds),
         "versions": versions(),
         "machine": machine(),

@@ -35,7 +35,7 @@ from compressor.surgery.bases import basis_taps, in_balanced_bases
 from compressor.surgery.landing import Landing, landings
 from compressor.surgery.lanes import whole_bytes
 from compressor.surgery.operate import operate
-from compressor.surgery.refit import Refit, bytes_per_chunk
+from compressor.surgery.refit import Reference, Refit, bytes_per_chunk
 from compressor.units.check import certify, checked
 from compressor.units.dense import Probe, with_dense_attention
 from compressor.units.graph import UnitGraph, clusters
@@ -94,13 +94,13 @@ def floating(model: nn.Module) -> torch.dtype:
 
 def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
     """Traced and proven units of a working copy, on the first samples."""
-    cpu_model, inputs = copy.deepcopy(model).cpu(), _first_inputs(model, samples)
+    cpu_model, inputs = copy.deepcopy(model).cpu(), first_inputs(model, samples)
     return checked(cpu_model, trace(cpu_model, inputs), inputs, seed)
 
 
 def opened_attention(model: nn.Module, samples: Samples) -> nn.Module:
     """The model with its attention in dense form (itself where it has none), proven on the first samples."""
-    return with_dense_attention(model, _first_inputs(model, samples))
+    return with_dense_attention(model, first_inputs(model, samples))
 
 
 def in_bases(
@@ -120,11 +120,12 @@ def in_bases(
         model, graph, lambda: shard(model, part, size), len(part), taps=taps, seed=seed, likelihood=likelihood,
         budget_bytes=None if memory is None else memory / 2,
     )  # fmt: skip
-    turned, probe = in_balanced_bases(model, seen), Probe(model, _first_inputs(model, samples))
+    turned, probe = in_balanced_bases(model, seen), Probe(model, first_inputs(model, samples))
     return model if probe.changed(turned) else turned
 
 
-def _first_inputs(model: nn.Module, samples: Samples) -> Any:
+def first_inputs(model: nn.Module, samples: Samples) -> Any:
+    """Two samples on the CPU, in the dtype of the model."""
     inputs, _ = samples.batch(torch.arange(min(2, len(samples))))
     dtype = floating(model)
     return pytree.tree_map(lambda t: t.cpu().to(dtype if t.is_floating_point() else None), inputs)
@@ -146,6 +147,8 @@ class Workshop:
     sizes: SizeTable
     likelihood: Likelihood = CLASSES
     memory: float | None = None
+    reference: Reference | None = None
+    """What candidates are refitted to, where that is not `model`."""
     statistics: Statistics = field(default_factory=Statistics)
     used: dict[str, Any] = field(default_factory=dict)
     bytes_per_sample: float = 0.0
@@ -156,7 +159,7 @@ class Workshop:
     @classmethod
     def open(
         cls, model: nn.Module, graph: UnitGraph, calibrate: Samples, seed: int, likelihood: Likelihood = CLASSES,
-        memory: float | None = None,
+        memory: float | None = None, reference: Reference | None = None,
     ) -> Workshop:  # fmt: skip
         """Prepare the program's landings and the size arithmetic."""
         example = next(_batches(model, calibrate, 2))
@@ -168,7 +171,7 @@ class Workshop:
                 f"layer '{missing[0]}'", "a consumer that the recorded program does not show", "a layer run once",
                 "freeze it or report this model.",
             )  # fmt: skip
-        shop = cls(model, graph, calibrate, seed, spots, Sizes(model, graph), likelihood, memory)
+        shop = cls(model, graph, calibrate, seed, spots, Sizes(model, graph), likelihood, memory, reference)
         shop.bytes_per_sample = whole_bytes(program) / len(example.ids)
         return shop
 
@@ -243,10 +246,12 @@ class Workshop:
     def build(self, plan: Plan, report: Report = silent) -> nn.Module:
         """The candidate of a plan: cut, folded in closed form, then refitted in lock-step with the original."""
         small = operate(self.model, self.graph, self.statistics, plan.kept, self.spots, RIDGE)
-        if not plan.kept:
+        if not plan.kept and self.reference is None:
             return small
         program, chunks = self._chunks()
-        run = Refit(self.model, small, self.graph, plan.kept, chunks, RIDGE, self.seed, program, self._resident)
+        original, turns = (self.model, {}) if self.reference is None else (self.reference.model, self.reference.turns)
+        given = (self.graph, plan.kept, chunks, RIDGE, self.seed, program, self._resident, turns)
+        run = Refit(original, small, *given)
         return run.run(lambda done: report("refit", done)).eval()
 
     def certify(self, small: nn.Module, plan: Plan) -> None:
@@ -279,7 +284,7 @@ class Workshop:
         while True:
             count, size = equal_chunks(wanted, size)
             example = next(_batches(self.model, self.calibrate, size))
-            program = record(self.model, example.inputs)
+            program = record(self.model if self.reference is None else self.reference.model, example.inputs)
             need = bytes_per_chunk(program)
             if need <= budget / 4 or size <= 8:
                 break

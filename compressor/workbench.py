@@ -28,6 +28,7 @@ from compressor.planning.allocation import Allocator
 from compressor.planning.paths import Path
 from compressor.planning.search import Candidate
 from compressor.planning.timing import LATENCY
+from compressor.rotation import Rotation, rotate
 from compressor.sources.models import refuse_infinite_weights
 from compressor.sources.samples import Samples, joined
 from compressor.sources.splits import Data, refuse_labels
@@ -71,15 +72,34 @@ class Start:
     """What answers are judged by, where it is not accuracy or agreement."""
     likelihood: Likelihood = CLASSES
     """How answers are read: as scores of classes, or as numbers."""
+    rotation: Rotation | None = None
+    """What was done to `work` before its units were found, where that was asked for."""
 
     @property
     def frozen(self) -> bool:
         """True if no unit may go."""
         return all(group.frozen is not None for group in self.graph.groups)
 
+    @property
+    def turned(self) -> bool:
+        """True if `work` is not the original any more."""
+        return self.rotation is not None and self.rotation.reference is not None
+
+    @property
+    def before(self) -> nn.Module:
+        """What the network is compared with: `work` as it was before anything was turned."""
+        return self.work if self.rotation is None else self.rotation.before
+
     def untouched(self, why: str | None = None) -> Outcome:
-        """The outcome that leaves the model as it is."""
-        return untouched(self.model, self.work, self.graph, why)
+        """The outcome in which no unit goes: the model as it is, or as it was turned."""
+        if self.rotation is None:
+            return untouched(self.model, self.work, self.graph, why)
+        made = untouched(self.work if self.turned else self.model, self.work, self.graph, None if self.turned else why)
+        made.original_size, made.rotation = dict(self.rotation.size), self.rotation.told
+        refused = "; ".join(f"`{name}`: {reason}" for name, reason in self.rotation.told["refused"].items())
+        if not self.turned:
+            made.warnings.append(f"Nothing was turned (--rotate): {refused or 'no stream that norms read'}.")
+        return made
 
 
 def prepare(
@@ -110,7 +130,14 @@ def prepare(
         graph = find_units(work, data.calibrate, options.seed)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
-    return Start(model, work, graph, data, options, report, seconds, answers, score, likelihood)
+    if options.rotate is None:
+        return Start(model, work, graph, data, options, report, seconds, answers, score, likelihood)
+    with timed(seconds, "rotate"):
+        block = lambda: measured_block(seed=options.seed).block if options.align == "auto" else options.align  # noqa: E731
+        made = rotate(
+            work, graph, data.calibrate, options.rotate, block, options.seed, likelihood, report, options.memory
+        )
+    return Start(model, made.model, made.graph, data, options, report, seconds, answers, score, likelihood, made)
 
 
 def _refuse_targets(part: Samples, probe: Outputs, judged: bool) -> None:
@@ -147,8 +174,9 @@ def some(samples: Samples, count: int) -> Samples:
 def explained(start: Start) -> tuple[Workshop, Outcome]:
     """Statistics of all taps; findings per unit, and a sample of them confirmed by real ablation."""
     options, data, thresholds = start.options, start.data, Thresholds()
-    memory, likelihood = options.memory, start.likelihood
-    shop = Workshop.open(start.work, start.graph, data.calibrate, options.seed, likelihood, memory)
+    reference = None if start.rotation is None else start.rotation.reference
+    limits = (options.memory, reference)
+    shop = Workshop.open(start.work, start.graph, data.calibrate, options.seed, start.likelihood, *limits)
     outcome = start.untouched()
     outcome.memory = shop.used
     with timed(start.seconds, "observe"):
@@ -206,15 +234,16 @@ class Bench:
     @property
     def smallest(self) -> float:
         """The least share of the measure that can be built."""
-        return self.allocator.smallest(self.measure) / self.allocator.sizes.total(self.measure, self.allocator.full())
+        return self.allocator.smallest(self.measure) / self.allocator.whole(self.measure)
 
 
 def open_bench(start: Start, measure: str, candidates: int) -> Bench:
     """Statistics, findings, paths and alignment, for so many candidates whose size is told by `measure`."""
-    with timed(start.seconds, "bases"):
-        options = start.options
-        given = (start.graph, start.data.calibrate, options.seed, start.likelihood, options.memory)
-        start = replace(start, work=in_bases(start.work, *given))
+    if not start.turned:  # else that was done before
+        with timed(start.seconds, "bases"):
+            options = start.options
+            given = (start.graph, start.data.calibrate, options.seed, start.likelihood, options.memory)
+            start = replace(start, work=in_bases(start.work, *given))
     shop, outcome = explained(start)
     clock = None
     if measure == LATENCY:
@@ -229,9 +258,10 @@ def open_bench(start: Start, measure: str, candidates: int) -> Bench:
         paths = shop.paths(measure, start.report)
     with timed(start.seconds, "align"):
         block, outcome.align = _block(start.options, clock)
-    allocator = Allocator(start.graph, paths, shop.sizes, block)
+    original = start.rotation.size if start.rotation is not None and start.turned else {}
+    allocator = Allocator(start.graph, paths, shop.sizes, block, original)
     tune = start.data.tune
-    before = outputs_of(start.work, tune)
+    before = outputs_of(start.before, tune)
     recoverer = _recoverer(start, shop, candidates)
     builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report, recoverer, start.score)
     return Bench(start, shop, outcome, measure, paths, allocator, before, builder, clock)
@@ -244,7 +274,7 @@ def _recoverer(start: Start, shop: Workshop, candidates: int) -> Recoverer | Non
     parts = [data.calibrate] if data.unlabelled is None else [data.calibrate, data.unlabelled]
     return Recoverer(
         options.recover,
-        shop.model,
+        start.before,
         joined(parts),
         data.tune,
         seed=options.seed,

@@ -58,3 +58,22 @@ def stirred(model: nn.Module, size: float = 0.3) -> nn.Module:
         for parameter in model.double().parameters():
             parameter.add_(size * torch.randn_like(parameter))
     return model.eval()
+
+
+def planted(model: nn.Module, rank: int) -> nn.Module:
+    """The tower (in place) with all that is written into its stream in `rank` directions, and a mean of it."""
+    draw = torch.cat([torch.ones(8, 1), torch.randn(8, rank)], 1).double()
+    basis = torch.linalg.qr(draw)[0][:, 1:]
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name == "stem" or name.endswith("down"):
+                scale = getattr(model.get_submodule(name.rpartition(".")[0]), "scale", None)
+                factor = torch.ones(8).double() if scale is None else scale.double()
+                for leaf in ("weight", "bias"):
+                    tensor = getattr(module, leaf)
+                    wide = tensor if tensor.dim() > 1 else tensor[:, None]
+                    part = basis @ (basis.T @ (factor[:, None] * wide.double())) + 0.3
+                    tensor.copy_((part / factor[:, None]).reshape(tensor.shape))
+        first: torch.Tensor = model.get_parameter("first")
+        first.copy_(first.double() @ basis @ basis.T)
+    return model

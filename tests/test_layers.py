@@ -22,7 +22,7 @@ STOREYS = (
     "verify export",
     "report recipe options",
     "stages questions",
-    "candidates outcome clock costing studies",
+    "candidates outcome clock costing rotation studies",
     "workbench",
     "judgement",
     "pipeline",

@@ -39,6 +39,8 @@ Attribute = Literal[
     "head_dim",
     "input_size",
     "hidden_size",
+    "hidden_dim",
+    "head_hidden_size",
     "nf",
     "nx",
 ]

@@ -8,8 +8,8 @@ size of the network that results. Groups are rounded up to multiples of the runt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -48,10 +48,16 @@ class Allocator:
     paths: Sequence[Path]
     sizes: SizeTable
     block: int = 1
+    original: Mapping[str, float] = field(default_factory=dict)
+    """Sizes that shares are told of, where they are not those of the network that is cut."""
 
     def full(self) -> np.ndarray:
         """Mask of all units."""
         return np.ones(self.graph.n_units, dtype=bool)
+
+    def whole(self, measure: str) -> float:
+        """The size that shares are shares of."""
+        return self.original.get(measure, self.sizes.total(measure, self.full()))
 
     def smallest(self, measure: str) -> float:
         """Size if every path is followed to its end."""
@@ -62,7 +68,7 @@ class Allocator:
 
         Raises UsageError where even the smallest network is larger.
         """
-        whole = self.sizes.total(measure, self.full())
+        whole = self.whole(measure)
         least = self.smallest(measure)
         if least > share * whole:
             raise UsageError(

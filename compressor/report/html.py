@@ -51,6 +51,7 @@ def render_html(record: Mapping[str, Any] | Record) -> str:
         nearness=words.nearness(checked),
         variant_sentences=words.variant_sentences(checked),
         clocked_sentence=words.clocked_sentence(checked),
+        rotated_sentences=words.rotated_sentences(checked),
         facts_of=facts_of,
         speed_word=speed_word,
     )

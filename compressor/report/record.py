@@ -173,6 +173,24 @@ class Ablation(Part):
     median_ratio: float | None = None
 
 
+class TurnedStream(Part):
+    """A residual stream that became narrower, and the share of what its norms give that it kept."""
+
+    name: str
+    before: Count
+    after: Count
+    kept_variance: dict[str, float] = {}
+    predicted_loss: float | None = None
+
+
+class RotationPart(Part):
+    """What `--rotate` did: the streams that it cut, and name -> why not for the others."""
+
+    share: Share
+    streams: list[TurnedStream] = []
+    refused: dict[str, str] = {}
+
+
 class DataPart(Part):
     """Fingerprints of the splits, how many samples each has, and what they are."""
 
@@ -222,6 +240,7 @@ class Record(Part):
     recover: Recovered | None = None
     latency: Clocked | None = None
     memory: Memory | None = None
+    rotation: RotationPart | None = None
     seconds: dict[str, float]
     versions: Plain
     machine: Plain = {}

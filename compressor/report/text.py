@@ -30,6 +30,7 @@ from compressor.report.words import (
     percent,
     points,
     recovery_sentence,
+    rotated_sentences,
     share_of,
     variant_sentences,
     verdict_line,
@@ -161,6 +162,7 @@ def _measured(record: Record) -> list[str]:
         block = (record.align or {}).get("block", "?")
         size = amount(record.unaligned.params)
         said.append(f"Widths are multiples of {block} where that pays; without alignment: {size} parameters")
+    said += rotated_sentences(record)
     clocked = clocked_sentence(record)
     said += [clocked] if clocked else []
     recovered = recovery_sentence(record)

@@ -234,6 +234,19 @@ def memory_sentence(record: Record) -> str | None:
     return said
 
 
+def rotated_sentences(record: Record) -> list[str]:
+    """A line for each residual stream that was asked to become narrower: by how much, or why not."""
+    found = record.rotation
+    if found is None:
+        return []
+    said = []
+    for one in found.streams:
+        kept = f", which keep {percent(min(one.kept_variance.values()))} or more of what its norms give"
+        kept = kept if one.kept_variance else ""
+        said.append(f"Rotated: the stream of '{plain(one.name)}', {one.before:,} -> {one.after:,} features{kept}")
+    return said + [f"Not rotated: the stream of '{plain(name)}': {plain(why)}" for name, why in found.refused.items()]
+
+
 def clocked_sentence(record: Record) -> str | None:
     """How the latency that was asked for was met, None where none was asked for."""
     found = record.latency

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,22 @@ def bytes_per_chunk(program: Program) -> int:
     return 2 * peak_bytes(program, wanted_values(program))
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A network to refit to, and `turns` as `Refit` takes them."""
+
+    model: nn.Module
+    turns: Mapping[str, Tensor]
+
+
 class Refit:
     """One lock-step run: `Refit(...).run()` refits `small` in place and returns it.
 
     `chunks` are inputs, all of the same batch size; `original` is only read, and `program` is its record on one chunk.
     `small` must be `original` cut to `kept`. So many chunks as are `resident` stay in memory all the time (all, unless
     said); of the others one is there at a time, and what it is still needed for waits in files, with the same result.
+    Where layers of `small` write other features (`surgery.rotate`), `turns` has for each of them the matrix (new, old)
+    that makes them from the original's.
     """
 
     def __init__(
@@ -63,8 +74,10 @@ class Refit:
         seed: int = 0,
         program: Program | None = None,
         resident: int | None = None,
+        turns: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.original, self.small, self.ridge, self.seed = original, small, ridge, seed
+        self.turns = turns or {}
         self.mask: np.ndarray = keep_mask(graph, kept)
         self.rows = kept_outputs(graph, self.mask)
         self.taps = {tap.module: tap for tap in merged_taps(graph)}
@@ -77,7 +90,7 @@ class Refit:
     def run(self, progress: Callable[[float], None] | None = None) -> nn.Module:
         """Refit every consumer whose input differs between the networks; `progress` gets the share done."""
         wanted = wanted_values(self.left.program)
-        spots = {s.node: s for s in landings(self.left.program) if s.once and s.module in self.taps}
+        spots = {s.node: s for s in landings(self.left.program) if self._open(s)}
         free_left = last_uses(self.left.program, wanted)
         free_right = last_uses(
             self.right.program, {self.twin[n]: [self.twin[v] for v in values] for n, values in wanted.items()}
@@ -101,6 +114,11 @@ class Refit:
                 if progress is not None:
                     progress(done / len(steps))
         return self.small
+
+    def _open(self, spot: Landing) -> bool:
+        """True for a layer that can learn: a turned convolution or embedding has been written anew already."""
+        tap = self.taps.get(spot.module) if spot.once else None
+        return tap is not None and (tap.kind == "linear" or spot.module not in self.turns)
 
     def _refit(self, spot: Landing) -> None:
         """Run the original's layer on all chunks, and refit its twin if what it reads differs between the networks."""
@@ -153,6 +171,7 @@ class Refit:
         x = in_rows(tap, self.right.value(self.twin[spot.source], chunk))
         y = in_rows(tap, self.left.value(spot.node, chunk))
         y = y if spot.apart is None else y + self.left.state[spot.apart]
+        y = self._turned(spot, y)
         y = y if rows is None else y.index_select(1, rows.to(y.device))
         if spot.other is not None:
             y = self._corrected(spot, y, chunk, rows)
@@ -163,6 +182,11 @@ class Refit:
         if positions is None:
             raise RuntimeError("a convolution's rows need sampled positions")
         return reader.rows(x, positions), output_rows(y, positions)
+
+    def _turned(self, spot: Landing, y: Tensor) -> Tensor:
+        """What the original writes in this place, in the small network's features."""
+        turn = self.turns.get(spot.module)
+        return y if turn is None or turn.shape[1] != y.shape[-1] else y @ turn.T.to(y)
 
     def _input_rows(self, spot: Landing, reader: TapReader, ids: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         """Compressed and original inputs of the consumer at the same positions (too wide for kernel regressors)."""
@@ -206,6 +230,7 @@ class Refit:
         right = self.right.value(self.twin[spot.other], chunk)  # type: ignore[index]
         if left.dim() > y.dim() == 2:  # tokens: linear layers see them flattened
             left, right = left.flatten(0, -2), right.flatten(0, -2)
+        left = self._turned(spot, left)
         left = left if rows is None or left.shape[1] == right.shape[1] else left.index_select(1, rows.to(left.device))
         if left.shape != right.shape or left.shape != y.shape:
             return y

@@ -20,7 +20,7 @@ from compressor.errors import ModelError
 from compressor.units.cut import cut, keep_mask, positions
 from compressor.units.graph import UnitGraph, axis_lines, views
 from compressor.units.trace import trace
-from compressor.units.trial import Trial
+from compressor.units.trial import Place, Trial
 
 Kept = dict[str, tuple[int, ...]]
 DRAWS = 2
@@ -71,8 +71,8 @@ def _passing(trial: Trial, drawn: Kept, draw: int, reasons: dict[str, str]) -> l
 
 def _freeze_unheard(trial: Trial, graph: UnitGraph, live: list[str], seed: int, reasons: dict[str, str]) -> None:
     """A dry run proves nothing about units that no output hears; more draws are tried first."""
-    wanted: dict[str, set[tuple[str, bool]]] = {name: set() for name in live}
-    got: set[tuple[str, str, bool]] = set()
+    wanted: dict[str, set[tuple[Place, bool]]] = {name: set() for name in live}
+    got: set[tuple[str, Place, bool]] = set()
     for draw in range(DRAWS + MORE):
         missing = [n for n in live if draw == 0 or not all((n, *part) in got for part in wanted[n])]
         if draw >= DRAWS:
@@ -80,8 +80,8 @@ def _freeze_unheard(trial: Trial, graph: UnitGraph, live: list[str], seed: int, 
         if not missing:
             return
         kept = random_halves(graph, live, seed, draw)
-        for name, tensor, stays, _ in trial.parts(kept):
-            wanted[name].add((tensor, stays))
+        for name, place, stays, _ in trial.parts(kept):
+            wanted[name].add((place, stays))
         got |= trial.heard(kept, draw)
     for name in live:
         if name not in reasons and not all((name, *part) in got for part in wanted[name]):

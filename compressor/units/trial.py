@@ -17,6 +17,8 @@ from compressor.units.graph import Axis, UnitGraph
 from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
 
 Kept = Mapping[str, tuple[int, ...]]
+Place = tuple[str, int]
+"""A weight and one of its axes; the keys' weight of an attention is read along both."""
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference relative to the largest output that counts as rounding."""
 SIGNAL = 1e3
@@ -77,22 +79,22 @@ class Trial:
                     parameter.mul_(1 + torch.finfo(self.dtype).eps * sign.to(parameter))
         return min(30 * _gap(self._forward(blurred, self._inputs), expected), 100 * self.rounding)
 
-    def heard(self, kept: Kept, draw: int) -> set[tuple[str, str, bool]]:
-        """Where units can be told: (group, consumer weight, whether among the kept or the dropped units)."""
+    def heard(self, kept: Kept, draw: int) -> set[tuple[str, Place, bool]]:
+        """Where units can be told: (group, consumer weight's axis, whether among the kept or the dropped units)."""
         whole = self._reference(kept, draw)
         reach = self._reach(whole)
         found = set()
-        for name, tensor, stays, entries in self.parts(kept):
-            if tensor in reach:
-                loud = bool((reach[tensor][entries] > SIGNAL * self.rounding).any())
+        for name, place, stays, entries in self.parts(kept):
+            if place in reach:
+                loud = bool((reach[place][entries] > SIGNAL * self.rounding).any())
             else:  # no gradient comes here (computed under no_grad): change the weights and look
-                loud = self._moves(whole, tensor, entries) > SIGNAL * self.rounding
+                loud = self._moves(whole, place, entries) > SIGNAL * self.rounding
             if loud:
-                found.add((name, tensor, stays))
+                found.add((name, place, stays))
         return found
 
-    def parts(self, kept: Kept) -> Iterator[tuple[str, str, bool, np.ndarray]]:
-        """(group, consumer weight, whether these are the kept units, their positions in the weight)."""
+    def parts(self, kept: Kept) -> Iterator[tuple[str, Place, bool, np.ndarray]]:
+        """(group, consumer weight's axis, whether these are the kept units, their positions in the weight)."""
         by_name = {group.name: group for group in self._graph.groups}
         for name, indices in kept.items():
             group = by_name[name]
@@ -103,12 +105,12 @@ class Trial:
                 for axis in self._consumers:
                     entries = np.flatnonzero(inside[axis.units])
                     if len(entries):
-                        yield name, axis.tensor, stays, entries
+                        yield name, (axis.tensor, axis.axis), stays, entries
 
-    def _moves(self, whole: nn.Module, tensor: str, entries: np.ndarray) -> float:
+    def _moves(self, whole: nn.Module, place: Place, entries: np.ndarray) -> float:
         expected = self._forward(whole, self._inputs)
+        tensor, axis = place
         weight = whole.get_parameter(tensor)
-        axis = next(a.axis for a in self._consumers if a.tensor == tensor)
         before = weight.detach().clone()
         with torch.no_grad():
             fill = before.square().mean().sqrt()
@@ -165,8 +167,8 @@ class Trial:
             torch.manual_seed(self._seed)
             return tensors_in(model(*args, **kwargs))
 
-    def _reach(self, whole: nn.Module) -> dict[str, np.ndarray]:
-        """For each consumer weight: how far reading each input feature can move the outputs, relative to
+    def _reach(self, whole: nn.Module) -> dict[Place, np.ndarray]:
+        """For each axis of a consumer weight: how far reading each input feature can move the outputs, relative to
         them."""
         weights = {axis.tensor: whole.get_parameter(axis.tensor) for axis in self._consumers}
         for parameter in whole.parameters():
@@ -182,13 +184,13 @@ class Trial:
         if not total.requires_grad:
             return {}
         total.backward()
-        reach = {}
+        reach: dict[Place, np.ndarray] = {}
         for axis in self._consumers:
             weight = weights[axis.tensor]
             if weight.grad is not None:
                 other = [d for d in range(weight.dim()) if d != axis.axis]
                 size = weight.detach().square().mean().sqrt()
-                reach[axis.tensor] = (weight.grad.square().sum(other).sqrt() * size).numpy()
+                reach[axis.tensor, axis.axis] = (weight.grad.square().sum(other).sqrt() * size).numpy()
         return reach
 
 

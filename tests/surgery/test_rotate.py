@@ -11,8 +11,9 @@ from stream_nets import Tower, stirred, torchvision_vit
 from torch import Tensor, nn
 
 from compressor.surgery.rotate import folded, reading, refusal, spread_basis, turned, writing
+from compressor.units.check import checked
 from compressor.units.streams import Stream, find_streams
-from compressor.units.trace import recorded_pair
+from compressor.units.trace import recorded_pair, trace
 
 
 def images() -> Tensor:
@@ -148,3 +149,13 @@ def test_widths_that_a_module_keeps_follow_where_their_name_is_known() -> None:
     assert (made.hidden_dim, made.breadth, model.hidden_dim) == (6, 8, 8)
     model.breadth = 0
     assert refusal(model, stream, inputs) is None
+
+
+def test_attention_wider_than_its_input_is_still_told_apart_by_its_units() -> None:
+    """The keys' weight is read along both of its axes, which have different lengths then."""
+    model, inputs = stirred(torchvision_vit()), images()
+    stream = only_stream(model, inputs)
+    small = turned(folded(model, [stream]), stream, orthonormal(12, 6), 7)
+    graph = checked(small, trace(small, inputs), inputs)
+    live = [group.name for group in graph.groups if group.frozen is None]
+    assert sum(name.rpartition(".")[2] in ("q", "v", "heads") for name in live) == 6
