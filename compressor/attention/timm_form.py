@@ -22,7 +22,7 @@ class TimmAttention(DenseAttention):
     def of(cls, module: Any) -> DenseAttention | str | None:
         """timm's `Attention` without norms of queries, keys or outputs and without a gate."""
         kind = type(module)
-        if kind.__name__ != "Attention" or not kind.__module__.startswith("timm."):
+        if kind.__name__ != "Attention" or not kind.__module__.startswith("timm.") or not _as_in_layers(module):
             return None
         norms = [getattr(module, name, None) for name in ("q_norm", "k_norm", "norm")]
         if any(norm is not None and not isinstance(norm, nn.Identity) for norm in norms):
@@ -56,3 +56,13 @@ class TimmAttention(DenseAttention):
             later = additive(seen, x.dtype, keeps=True)
             mask = later if mask is None else mask + later
         return F.dropout(self.attend(x, x, x, mask)[0], self.out_dropout, self.training)
+
+
+def _as_in_layers(module: Any) -> bool:
+    """Whether it has the parts of `timm.layers.Attention`: networks of timm call other things so too (EfficientFormer's
+    has biases for positions, and values wider than keys).
+    """
+    if not all(hasattr(module, part) for part in ("qkv", "proj", "scale", "num_heads", "attn_drop", "proj_drop")):
+        return False
+    features = [getattr(module.proj, "in_features", None), getattr(module.qkv, "out_features", None)]
+    return None in features or features[1] == 3 * features[0]

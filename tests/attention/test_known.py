@@ -11,7 +11,8 @@ import torch
 from planted_attention import lively, plant
 from torch import Tensor, nn
 
-from compressor.attention.known import attention_names, plain_again, reader_of
+from compressor.attention.known import attention_names, dense_form, plain_again, reader_of
+from compressor.attention.timm_form import TimmAttention
 from compressor.surgery.exact import exact_compress, moved
 from compressor.units.dense import with_dense_attention
 from compressor.units.heads import attentions
@@ -140,8 +141,6 @@ def test_untouched_attention_goes_back_into_its_class_in(name: str) -> None:
 
 def test_masks_and_training_of_timms_attention() -> None:
     timm_layers = pytest.importorskip("timm.layers")
-    from compressor.attention.known import dense_form
-
     torch.manual_seed(0)
     whole = timm_layers.Attention(12, 3, qkv_bias=True).double().eval()
     dense, x = dense_form(whole), torch.randn(2, 5, 12, dtype=torch.float64)
@@ -156,8 +155,17 @@ def test_masks_and_training_of_timms_attention() -> None:
 
 def test_decoders_of_transformers_are_refused() -> None:
     transformers = pytest.importorskip("transformers")
-    from compressor.attention.known import dense_form
-
     config = transformers.BertConfig(vocab_size=50, is_decoder=True, **SIZES)
     attention = transformers.BertModel(config).encoder.layer[0].attention.self
     assert dense_form(attention) == "attention heads (BertSelfAttention of a decoder)"
+
+
+def test_what_timm_also_calls_attention_is_not_taken_for_it() -> None:
+    former = pytest.importorskip("timm.models.efficientformer")
+    model = nn.Sequential(
+        former.Attention(dim=16, key_dim=4, num_heads=2, attn_ratio=4, resolution=3), nn.Linear(16, 4)
+    )
+    assert not isinstance(dense_form(model[0]), TimmAttention)
+    inputs = torch.randn(2, 9, 16)
+    graph = trace(with_dense_attention(model.eval(), inputs), inputs)
+    assert graph.layers == 3
