@@ -125,7 +125,7 @@ def _widen(model: nn.Module, name: str, changes: list[tuple[int, Tensor, Tensor]
 
 def awake(model: nn.Module, inputs: Any, seed: int = 0) -> nn.Module:
     """The model with signal at its outputs: batch norms standardise `inputs` and have random scales,
-    heads and layer scales that are zero become random. Changes the model.
+    heads and layer scales that are (next to) zero become random. Changes the model.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -138,7 +138,7 @@ def awake(model: nn.Module, inputs: Any, seed: int = 0) -> nn.Module:
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.any() or name.endswith("layer_scale"):
+            if float(parameter.abs().max()) < 1e-3 or name.endswith("layer_scale"):  # branches that would not be heard
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
