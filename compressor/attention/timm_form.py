@@ -64,5 +64,5 @@ def _as_in_layers(module: Any) -> bool:
     """
     if not all(hasattr(module, part) for part in ("qkv", "proj", "scale", "num_heads", "attn_drop", "proj_drop")):
         return False
-    features = [getattr(module.proj, "in_features", None), getattr(module.qkv, "out_features", None)]
-    return None in features or features[1] == 3 * features[0]
+    written, read = getattr(module.qkv, "out_features", None), getattr(module.proj, "in_features", None)
+    return written is None or read is None or written == 3 * read
