@@ -61,17 +61,22 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def run(name: str, model: nn.Module, data: Data, share: float) -> dict[str, Any]:
-    """One cut to `share` of the blocks, with what it cost."""
+def run(name: str, model: nn.Module, data: Data, share: float, rotate: float | None) -> dict[str, Any]:
+    """One cut to `share` of the blocks, with what it cost; with `rotate` (the residual stream first, to that share of
+    its width), to the same parameters in all.
+    """
     blocks, whole = count(model.get_submodule(ENCODERS[name].blocks)), count(model)
     keep = round(1 - (1 - share) * blocks / whole, 6)
     started = time.perf_counter()
-    result = compressor.compress(model, data.calibrate, data.tune, data.judge, keep=f"params={keep}", align=1)
+    splits = (data.calibrate, data.tune, data.judge)
+    result = compressor.compress(model, *splits, keep=f"params={keep}", align=1, rotate=rotate)
     record = result.record
     return {
         "network": name,
         "class": type(model).__name__,
         "share": share,
+        "rotate": rotate,
+        "rotation": record.get("rotation"),
         "blocks": blocks,
         "params": whole,
         "blocks_kept": count(result.model.get_submodule(ENCODERS[name].blocks)) / blocks,
@@ -91,16 +96,20 @@ def main() -> None:
     parser = measuring.arguments(__doc__)
     parser.add_argument("--networks", nargs="*", default=list(ENCODERS), choices=list(ENCODERS))
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
+    parser.add_argument("--rotate", nargs="*", type=float, default=[], help="stream widths to try as well, as shares")
     given = measuring.parsed(parser)
     given.checkpoints.mkdir(parents=True, exist_ok=True)
     rows = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
     for name in given.networks:
-        asked = [share for share in given.shares if not any((r["network"], r["share"]) == (name, share) for r in rows)]
+        done = {(row["network"], row["share"], row.get("rotate")) for row in rows}
+        asked = [(share, width) for width in (None, *given.rotate) for share in given.shares]
         encoder, weights = ENCODERS[name], given.checkpoints / f"{name}.safetensors"
         data = load_data(encoder.data)
         model, _ = network(Wanted(encoder.model, 0, weights, None, encoder.options), HERE, data.train, _tell)
-        for share in asked:
-            rows.append(run(name, model, data, share))
+        for share, width in asked:
+            if (name, share, width) in done:
+                continue
+            rows.append(run(name, model, data, share, width))
             measuring.write({"rows": rows}, given.out)
             print(json.dumps({key: value for key, value in rows[-1].items() if key != "groups"}), flush=True)
 

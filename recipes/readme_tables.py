@@ -249,8 +249,11 @@ def real_files(content: dict[str, Any]) -> str:
 def encoders(content: dict[str, Any]) -> str:
     """Transformers cut to shares of their blocks."""
     names = {"vit": "ViT, Fashion-MNIST", "bert": "BERT, WordNet's definitions in 26 fields"}
-    lines = columns("network | original accuracy | blocks | parameters | MACs | accuracy lost | verdict at 95 %")
-    for row in sorted(content["rows"], key=lambda row: (-len(row["network"]), row["network"], -row["share"])):
+    lines = columns(
+        "network | original accuracy | stream | blocks | parameters | MACs | accuracy lost | verdict at 95 %"
+    )
+    order = lambda row: (-len(row["network"]), row["network"], -row["share"], -(row.get("rotate") or 1))  # noqa: E731
+    for row in sorted(content["rows"], key=order):
         found = row["verdict"]
         low, high = found["interval"]
         shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("blocks_kept", "params_kept", "macs_kept"))
@@ -258,7 +261,8 @@ def encoders(content: dict[str, Any]) -> str:
             f"{found['value']} (allowed {found['allowed']:g}): {found['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
         )
         lines.append(
-            f"| {names[row['network']]} | {found['original']:.2f} | {shares} | {-found['difference']:.2f} | {judged} |"
+            f"| {names[row['network']]} | {found['original']:.2f} | {100 * (row.get('rotate') or 1):.0f} % "
+            f"| {shares} | {-found['difference']:.2f} | {judged} |"
         )
     return "\n".join(lines)
 
