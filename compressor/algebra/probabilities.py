@@ -25,8 +25,12 @@ def log_odds(probabilities: Tensor) -> Tensor:
     return torch.logit(probabilities if probabilities.itemsize > 2 else probabilities.float(), NEAREST)
 
 
+def beside_zero(odds: Tensor) -> Tensor:
+    """Scores (n, 2, ...) of two classes, 0 and the log odds, from log odds (n, 1, ...)."""
+    return torch.cat([torch.zeros_like(odds), odds], dim=1)
+
+
 def two_classes(answers: Tensor) -> Tensor:
-    """Scores (n, 2, ...) of two classes from single answers (n,) or (n, 1, ...): 0, and the log odds."""
-    scores = answers.reshape(len(answers), 1, *answers.shape[2:])
-    scores = log_odds(scores) if single_probabilities(answers) else scores
-    return torch.cat([torch.zeros_like(scores), scores], dim=1)
+    """Scores (n, 2, ...) of two classes from single answers (n,) or (n, 1, ...), log odds or probabilities."""
+    odds = log_odds(answers) if single_probabilities(answers) else answers
+    return beside_zero(odds.reshape(len(answers), 1, *answers.shape[2:]))

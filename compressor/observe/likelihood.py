@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.algebra.moments import wide
 from compressor.algebra.patches import keyed_hash
-from compressor.algebra.probabilities import log_odds, single_probabilities
+from compressor.algebra.probabilities import beside_zero, log_odds, single_probabilities
 
 TINY = 1e-12
 """Least deviation of an output, as a share of the largest one: an output that hardly varies gets no more weight."""
@@ -54,8 +54,7 @@ class Classes:
         scores = output.flatten(2).mean(2) if output.dim() > 2 else output
         scores = scores.to(wide(scores.device))
         if scores.dim() == 1 or scores.shape[1] == 1:
-            scores = scores.reshape(len(scores), 1)
-            scores = torch.cat([torch.zeros_like(scores), scores], 1)
+            scores = beside_zero(scores.reshape(len(scores), 1))
         return torch.log_softmax(scores, 1)
 
     def apart(self, before: Tensor, after: Tensor) -> tuple[float, float]:
@@ -172,7 +171,7 @@ def sampled_log_likelihood(output: Tensor, ids: Tensor, key: int) -> Tensor:
     scores = output.float().reshape(len(output), -1) if output.dim() < 3 else output.float().flatten(2)
     scores = scores[:, :, None] if scores.dim() == 2 else scores  # (N, C, P)
     if scores.shape[1] == 1:
-        scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+        scores = beside_zero(scores)
     places = math.prod(scores.shape[1:])
     ids = ids.to(scores.device)
     cells = ids[:, None] * places + torch.arange(places, device=scores.device)[None, :]
