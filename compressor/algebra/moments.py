@@ -51,10 +51,12 @@ class Moments:
         """The same rows relative to another `shift` (D): exact but for the rounding of the sums' own precision."""
         shift = shift.detach().to(self.total)
         step = self.shift.to(self.total) - shift
+        self.shift = shift.clone()
+        if not bool(step.any()):  # as a rule: spares the temporary matrices of wide layers
+            return
         cross = torch.outer(self.total, step)
         self.gram += cross + cross.T + self.count * torch.outer(step, step)
         self.total += self.count * step
-        self.shift = shift.clone()
 
     def mean(self) -> Tensor:
         """(D,) mean of the rows."""
