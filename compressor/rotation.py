@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from compressor.algebra.subspace import Reader, positive, shared_basis
-from compressor.observe import Likelihood, Statistics, from_first, observe
+from compressor.observe import Likelihood, Statistics, from_first, half, observe
 from compressor.records import Plan
 from compressor.sources.samples import Samples
 from compressor.stages import Report, Workshop, batch_size, find_units, first_inputs, in_bases, shard
@@ -105,7 +105,7 @@ def _measured(
     batches = lambda: shard(plain, samples, size)  # noqa: E731
     return observe(
         plain, graph, batches, len(samples), taps=taps, seed=seed, likelihood=likelihood, progress=step,
-        budget_bytes=None if memory is None else memory / 2,
+        budget_bytes=half(memory),
     )  # fmt: skip
 
 

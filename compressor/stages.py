@@ -17,10 +17,13 @@ from torch.utils import _pytree as pytree
 from compressor.errors import ModelError
 from compressor.observe import (
     CLASSES,
+    FREE_SHARE,
+    MEMORY_SHARE,
     ROWS_PER_REGRESSOR,
     Likelihood,
     Statistics,
     free_of,
+    half,
     in_file,
     least,
     memory_of,
@@ -50,8 +53,6 @@ Report = Callable[[str, float], None]
 NOTE = "note: "
 """A stage's name that begins so is a line to read, not a stage."""
 RIDGE = 1e-3
-MEMORY_SHARE, FREE_SHARE = 0.25, 0.5
-"""Part of the machine's (or device's) memory, and of what is free of it, that activations may take."""
 
 
 REFIT_SAMPLES = 2000
@@ -118,7 +119,7 @@ def in_bases(
     taps = basis_taps(model)
     seen = observe(
         model, graph, lambda: shard(model, part, size), len(part), taps=taps, seed=seed, likelihood=likelihood,
-        budget_bytes=None if memory is None else memory / 2,
+        budget_bytes=half(memory),
     )  # fmt: skip
     turned, probe = in_balanced_bases(model, seen), Probe(model, first_inputs(model, samples))
     return model if probe.changed(turned) else turned
@@ -179,7 +180,7 @@ class Workshop:
     def budget(self) -> float:
         """Bytes that activations may take; the same on this machine whatever else runs on it."""
         device = next(self.model.parameters()).device
-        return MEMORY_SHARE * memory_of(device) if self.memory is None else self.memory / 2
+        return half(self.memory) or MEMORY_SHARE * memory_of(device)
 
     def measure(self, report: Report = silent) -> None:
         """The statistics of all taps, in one pass where their sums fit. Smaller batches where memory runs out.
@@ -204,7 +205,7 @@ class Workshop:
                     seed=self.seed,
                     progress=step,
                     likelihood=self.likelihood,
-                    budget_bytes=None if self.memory is None else self.memory / 2,
+                    budget_bytes=half(self.memory),
                 )
                 self.used |= {"allowed": self.memory, "passes": self.statistics.passes, "batch": size}
                 return

@@ -9,7 +9,7 @@ from compressor.observe.likelihood import (
     likelihood_of,
     sampled_log_likelihood,
 )
-from compressor.observe.memory import free_of, in_file, memory_of
+from compressor.observe.memory import FREE_SHARE, MEMORY_SHARE, free_of, half, in_file, memory_of
 from compressor.observe.passes import observe
 from compressor.observe.processes import from_first, in_step, in_turn, least, meet, only_first, processes, told
 from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
@@ -17,6 +17,8 @@ from compressor.observe.statistics import PairStatistics, Statistics, TapStatist
 
 __all__ = [
     "CLASSES",
+    "FREE_SHARE",
+    "MEMORY_SHARE",
     "ROWS_PER_REGRESSOR",
     "Classes",
     "Geometry",
@@ -30,6 +32,7 @@ __all__ = [
     "blocks_of",
     "free_of",
     "from_first",
+    "half",
     "in_file",
     "in_step",
     "in_turn",

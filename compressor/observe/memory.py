@@ -16,6 +16,9 @@ from compressor.observe.processes import processes
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells what a container may use."""
 MEMINFO = Path("/proc/meminfo")
+MEMORY_SHARE, FREE_SHARE = 0.25, 0.5
+"""Part of a device's memory, and of what is free of it, that sums may take where no limit is given, and activations as
+much again."""
 
 
 def memory_of(device: torch.device) -> float:
@@ -33,6 +36,11 @@ def free_of(device: torch.device) -> float:
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(MEMINFO), re.MULTILINE)
     free = 1024.0 * int(found[1]) if found else float("inf")
     return min(free / _neighbours(), memory_of(device))
+
+
+def half(allowed: float | None) -> float | None:
+    """What sums may take of the bytes that are allowed, and activations as much again; None for None."""
+    return None if allowed is None else allowed / 2
 
 
 def in_file(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from compressor.algebra.moments import wide
 from compressor.observe.likelihood import CLASSES, Likelihood
-from compressor.observe.memory import free_of, memory_of
+from compressor.observe.memory import FREE_SHARE, MEMORY_SHARE, free_of, memory_of
 from compressor.observe.processes import connected, in_step, least, processes
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
@@ -26,9 +26,6 @@ from compressor.observe.watchers import FIRST, PairWatcher, Watcher, watching
 from compressor.units.graph import Tap, UnitGraph
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
-
-BUDGET_SHARE, FREE_SHARE = 0.25, 0.5
-"""Part of the device's memory, and of what is free of it, that the sums of one pass may take if no budget is given."""
 
 
 def observe(
@@ -58,7 +55,7 @@ def observe(
     }
     device = next(model.parameters()).device
     if budget_bytes is None:
-        budget_bytes = min(BUDGET_SHARE * memory_of(device), FREE_SHARE * free_of(device))
+        budget_bytes = min(MEMORY_SHARE * memory_of(device), FREE_SHARE * free_of(device))
     parts = passes(readers, least(budget_bytes, device))
     result = Statistics(passes=len(parts))
     for i, part in enumerate(parts):
