@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from compressor.algebra.answers import answered, class_scores, hits
 from compressor.observe import from_first
 from compressor.planning.allocation import Allocator
 from compressor.planning.search import Tuned
@@ -19,7 +20,7 @@ from compressor.stages import Report, Workshop, batch_size
 from compressor.training.budget import Budget
 from compressor.training.recover import OPTIONS, recover, steps_of
 from compressor.units.sizes import size_of
-from compressor.verify.accuracy import Outputs, class_scores, hits, out_of_memory, outputs_of
+from compressor.verify.accuracy import Outputs, out_of_memory, outputs_of
 from compressor.verify.scores import Score
 
 
@@ -137,16 +138,18 @@ class Builder:
 
 
 def compared(before: Outputs, after: Outputs, score: Score | None = None) -> Tuned:
-    """Losses and gains of `after` against `before`: by the score, else by the labels, else by agreement."""
+    """Losses and gains of `after` against `before`: by the score, else by the labels, else by agreement.
+
+    Of maps and texts, whose samples are right in parts, the sums of what samples lost and won.
+    """
     if score is not None:
         first, second = score.pair(before, after)
         change = second - first
-        return Tuned(-float(change[change < 0].sum()), float(change[change > 0].sum()), len(change))
-    if before.labels is None:
-        same = hits(after.logits, class_scores(before.logits).argmax(1))
-        return Tuned(int((same < 1).sum()), 0, same.numel())
-    old, new = hits(before.logits, before.labels), hits(after.logits, before.labels)
-    return Tuned(int((old > new).sum()), int((new > old).sum()), old.numel())
+    elif before.labels is None:
+        change = hits(after.logits, answered(class_scores(before.logits))[0]).numpy() - 1.0
+    else:
+        change = (hits(after.logits, before.labels) - hits(before.logits, before.labels)).numpy()
+    return Tuned(-float(change[change < 0].sum()), float(change[change > 0].sum()), len(change))
 
 
 def search_row(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from compressor.algebra.answers import hits
 from compressor.attention.known import plain_again
 from compressor.candidates import Made, search_row, timed
 from compressor.observe import from_first
@@ -16,7 +17,7 @@ from compressor.planning.search import Candidate
 from compressor.records import Verdict
 from compressor.stages import floating
 from compressor.verify import judge as judging
-from compressor.verify.accuracy import Outputs, hits, outputs_of
+from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import before_work, training_data_warning
 from compressor.verify.near_copies import near_copies_warning

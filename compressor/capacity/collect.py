@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.algebra.answers import answered, class_scores
 from compressor.errors import ModelError, UsageError
 from compressor.sources.samples import Samples, batches
 from compressor.units.graph import UnitGraph
@@ -198,7 +199,7 @@ def unit_rows(value: Tensor, axis: int, units: np.ndarray | None) -> Tensor:
 
 
 def predicted(model: nn.Module, samples: Samples, batch: int = BATCH) -> Tensor:
-    """(n,) predicted classes on the CPU, in eval mode without gradients; one score counts as classes (0, score)."""
+    """(n,) predicted classes on the CPU, in eval mode without gradients; of a single score as `class_scores`."""
     anything = next(iter(model.parameters()))
     parts = []
     with torch.no_grad(), evaluating(model):
@@ -206,8 +207,8 @@ def predicted(model: nn.Module, samples: Samples, batch: int = BATCH) -> Tensor:
             args, kwargs = call_arguments(one.inputs)
             scores = judged_part(model(*args, **kwargs))[0]
             scores = scores.reshape(len(scores), -1) if scores.ndim < 3 else scores.flatten(2).mean(2)
-            parts.append((scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()).cpu())
-    return torch.cat(parts)
+            parts.append(scores.cpu())
+    return answered(class_scores(torch.cat(parts)))[0]
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:

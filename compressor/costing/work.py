@@ -51,7 +51,7 @@ class Work:
 def taps_of(model: nn.Module, graph: UnitGraph, spots: Sequence[Landing], recorded: int, samples: int) -> list[TapWork]:
     """The work at each consumer of `model`, of which `recorded` samples ran through `spots`."""
     by_name = {spot.module: spot for spot in spots}
-    live = [unit for group in graph.groups if group.frozen is None for unit in group.units.tolist()]
+    live = {unit for group in graph.groups if group.frozen is None for unit in group.units.tolist()}
     found = []
     for tap in graph.taps:
         module = model.get_submodule(tap.module)
@@ -60,7 +60,7 @@ def taps_of(model: nn.Module, graph: UnitGraph, spots: Sequence[Landing], record
         rows = min(positions, reader.rows_per_sample) if positions > 1 else 1.0
         kernel = math.prod(np.shape(module.weight)[2:])  # type: ignore[arg-type]
         blocks = blocks_of(tap, reader.per_kernel, kernel)
-        going = [len(block) for unit, block in blocks.items() if unit in set(live)] if live else []
+        going = [len(block) for unit, block in blocks.items() if unit in live]
         block = max(going, default=0)
         found.append(TapWork(tap.module, reader.size, reader.outputs, rows, positions, block))
     return found

@@ -225,8 +225,7 @@ def _compared(blank: Parity, got: Tensor, expected: Tensor, model: nn.Module, ro
 
 
 def _agreement(got: Tensor, expected: Tensor) -> float | None:
-    """Percentage of equal argmaxes over classes: the last axis of 2 or 3, the second of maps (N, C, H, W)."""
-    axis = 1 if expected.ndim > 3 else expected.ndim - 1
-    if axis < 1 or expected.shape[axis] < 2:
+    """Percentage of equal argmaxes over classes, (N, C, ...); None where there is one score."""
+    if expected.ndim < 2 or expected.shape[1] < 2:
         return None
-    return 100 * float((got.argmax(axis) == expected.argmax(axis)).double().mean())
+    return 100 * float((got.argmax(1) == expected.argmax(1)).double().mean())

@@ -91,8 +91,10 @@ class Building:
         return self.graph.call_module(place, args)
 
     def finished(self, outputs: dict[str, Any]) -> OnnxNetwork:
-        """The network that answers these, in eval mode: a tensor, or a dict of them by name."""
-        self.graph.output(next(iter(outputs.values())) if len(outputs) == 1 else outputs)
+        """The network that answers these, in eval mode: a dict of them by name; one alone is a plain tensor, unless its
+        name says more (`logits`).
+        """
+        self.graph.output(next(iter(outputs.values())) if len(outputs) == 1 and "logits" not in outputs else outputs)
         self.graph.lint()
         self.root.graph, self.root.inputs = self.graph, tuple(self.measured.inputs)
         return self.root.eval()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.errors import SourceError
 from compressor.foreign.files import open_session
-from compressor.units.outputs import primary
+from compressor.units.outputs import classes_second, primary
 
 TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
          "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}  # fmt: skip
@@ -49,7 +49,8 @@ class GivenFile:
         leaves = [leaves] if isinstance(leaves, Tensor) else list(leaves)
         names = list(inputs) if isinstance(inputs, Mapping) else list(self.inputs)
         arrays = {name: leaf.detach().cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
-        return torch.from_numpy(self.answers(arrays)[primary(self.outputs)])
+        judged = primary(self.outputs)
+        return classes_second(judged, torch.from_numpy(self.answers(arrays)[judged]))
 
     def answers(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs by name; a batch is cut into those that the file takes, the last one filled up."""

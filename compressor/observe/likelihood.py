@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from compressor.algebra.answers import chunk_of
 from compressor.algebra.moments import wide
 from compressor.algebra.patches import keyed_hash
 from compressor.algebra.probabilities import beside_zero, log_odds, single_probabilities
@@ -172,12 +173,18 @@ def sampled_log_likelihood(output: Tensor, ids: Tensor, key: int) -> Tensor:
     scores = scores[:, :, None] if scores.dim() == 2 else scores  # (N, C, P)
     if scores.shape[1] == 1:
         scores = beside_zero(scores)
+    step = chunk_of(scores)  # the noise of a language model's answers takes several times their memory
+    parts = zip(scores.detach().split(step), ids.to(scores.device).split(step), strict=True)
+    labels = torch.cat([_drawn(part, some, key) for part, some in parts])
+    return torch.log_softmax(scores, 1).gather(1, labels).sum()
+
+
+def _drawn(scores: Tensor, ids: Tensor, key: int) -> Tensor:
+    """Labels (n, 1, P) drawn from scores (n, C, P) of the samples `ids`: the largest score after Gumbel's noise."""
     places = math.prod(scores.shape[1:])
-    ids = ids.to(scores.device)
     cells = ids[:, None] * places + torch.arange(places, device=scores.device)[None, :]
     dtype = wide(scores.device)
     uniform = (keyed_hash(cells, key) >> 9).to(dtype) / float(1 << 53)
     edge = 1e-12 if dtype == torch.float64 else 1e-7
     gumbel = -torch.log(-torch.log(uniform.clamp(edge, 1 - edge))).reshape(scores.shape)
-    labels = (scores.detach() + gumbel.to(scores.dtype)).argmax(1, keepdim=True)
-    return torch.log_softmax(scores, 1).gather(1, labels).sum()
+    return (scores + gumbel.to(scores.dtype)).argmax(1, keepdim=True)

@@ -51,19 +51,24 @@ def in_file(tensor: Tensor) -> Tensor:
     """
     if not tensor.numel() or (tensor.device.type == "cpu" and tensor.untyped_storage().filename is not None):
         return tensor
+    flat = empty_in_file(tensor.numel(), tensor.dtype)
+    dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
+    return (flat.as_strided(tensor.size(), tensor.stride()) if dense else flat.reshape(tensor.shape)).copy_(tensor)
+
+
+def empty_in_file(size: int, dtype: torch.dtype) -> Tensor:
+    """(size,) numbers in a file that goes with the tensor. CompressorError where the disk is full."""
     try:
         with tempfile.NamedTemporaryFile() as file:
             if hasattr(os, "posix_fallocate"):  # or a full disk would end the process at the first write
-                os.posix_fallocate(file.fileno(), 0, tensor.numel() * tensor.element_size())
-            flat = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=dtype)
     except OSError as error:
         raise CompressorError(
             f"folder for temporary files ({tempfile.gettempdir()})", str(error),
-            f"{tensor.numel() * tensor.element_size() / 1e9:.1f} GB more, for what does not fit in memory",
-            "let TMPDIR name a folder on a larger disk, or calibrate on fewer samples.",
+            f"{size * dtype.itemsize / 1e9:.1f} GB more, for what does not fit in memory",
+            "let TMPDIR name a folder on a larger disk, or give fewer samples.",
         ) from error  # fmt: skip
-    dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
-    return (flat.as_strided(tensor.size(), tensor.stride()) if dense else flat.reshape(tensor.shape)).copy_(tensor)
 
 
 def _neighbours() -> int:

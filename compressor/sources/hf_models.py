@@ -17,11 +17,13 @@ from compressor.errors import SourceError
 from compressor.sources.built import Built, bounded, needed, short, spelled
 from compressor.sources.factories import Argument, meant
 from compressor.sources.network import impatient
-from compressor.sources.words import library_tokens, resized
+from compressor.sources.words import Following, library_tokens, resized
 
 _CONFIG_LIMIT = 2**20
 _ATTENTION = ("sdpa", "eager")
 """How transformers may compute attention here; other names are kernels that it fetches from a hub and runs."""
+_PREDICTORS = ("ForCausalLM", "LMHeadModel")
+"""Endings of the names of classes that predict the next token."""
 _FOREIGN = frozenset(
     {
         *("auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "quantization_config", "use_kernels"),
@@ -63,7 +65,7 @@ def load(spec: str, name: str, given: dict[str, Argument], pretrained: bool, bas
         f"hf:{named}{spelled(given)}",
         input_shape=_shape(config) if not reads_tokens else (min(16, _longest(config)),),
         vocabulary=getattr(config, "vocab_size", None) if reads_tokens else None,
-        transform=_transform(transformers, where, folder, config if reads_tokens else None) if local else None,
+        transform=_transform(transformers, where, folder, config if reads_tokens else None, made) if local else None,
         trained=(wanted and not missing) or not pretrained,
     )
 
@@ -177,15 +179,16 @@ def _longest(config: Any, otherwise: int = 16) -> int:
     return found - 1 - (config.pad_token_id or 0) if getattr(config, "model_type", "") in kin else found
 
 
-def _transform(transformers: Any, where: str, folder: Path, reader: Any) -> Callable[[Any], Any] | None:
+def _transform(transformers: Any, where: str, folder: Path, reader: Any, made: type) -> Callable[[Any], Any] | None:
     """Image -> input as the folder's preprocessor_config.json says; of a network that reads tokens (`reader` is its
-    configuration) text -> input by the folder's tokenizer."""
+    configuration) text -> input by the folder's tokenizer, with the next tokens where its class predicts them."""
     if reader is not None:
         try:
             tokens = library_tokens(str(folder), None, where)
         except SourceError:  # told where texts ask for it: the network runs on other data without it
             return None
-        return resized(tokens, min(tokens.length, _longest(reader, tokens.length)))
+        tokens = resized(tokens, min(tokens.length, _longest(reader, tokens.length)))
+        return Following(tokens) if made.__name__.endswith(_PREDICTORS) else tokens
     if not (folder / "preprocessor_config.json").is_file():
         return None
     try:

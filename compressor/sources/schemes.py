@@ -10,11 +10,13 @@ from typing import Any
 from compressor.errors import UsageError
 from compressor.sources import hub_data, named, shards, tables
 from compressor.sources.factories import Argument, meant
-from compressor.sources.words import LibraryTokens, Tokens, Words, resized, tokens_of
+from compressor.sources.words import Following, LibraryTokens, Words, resized, tokens_of
 
 Transform = Callable[[Any], Any]
 _NUMBERS = ("size", "limit", "length")
 """Arguments that are positive whole numbers."""
+_NEXT = "next"
+"""`?label=next`: the label of each token is the one that follows."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,30 @@ class Asked:
     def prepare_image(self) -> Transform:
         """`size` (ImageNet's way at that size), else as the model's weights were trained, else ImageNet's at 224."""
         size, given = self.number("size"), self.transform
-        if given is not None and size is None and not isinstance(given, (Words, LibraryTokens)):
+        if given is not None and size is None and not isinstance(given, (Words, LibraryTokens, Following)):
             return given
         return named.imagenet_transform(size or 224)
 
-    def prepare_text(self) -> Tokens:
-        """`tokenizer`, else that of the model's folder. UsageError where there is neither."""
-        name, length = self.word("tokenizer"), self.number("length")
+    def prepare_text(self) -> Words | LibraryTokens | Following:
+        """`tokenizer`, else that of the model's folder; with the next tokens as labels where the model predicts them,
+        or `label=next` asks for them. UsageError where there is no tokenizer.
+        """
+        name, length, given = self.word("tokenizer"), self.number("length"), self.transform
         if name is not None:
-            return tokens_of(name, length, self.base, self.where)
-        if isinstance(self.transform, (Words, LibraryTokens)):
-            return self.transform if length is None else resized(self.transform, length)
-        raise UsageError(
-            self.where, "texts, and no tokenizer", "the one that the network was trained with",
-            "?tokenizer=FOLDER (as transformers saves one), or ?tokenizer=WORDS.txt (a word in each line).",
-        )  # fmt: skip
+            tokens = tokens_of(name, length, self.base, self.where)
+            return Following(tokens) if isinstance(given, Following) or self.word("label") == _NEXT else tokens
+        if not isinstance(given, (Words, LibraryTokens, Following)):
+            raise UsageError(
+                self.where, "texts, and no tokenizer", "the one that the network was trained with",
+                "?tokenizer=FOLDER (as transformers saves one), or ?tokenizer=WORDS.txt (a word in each line).",
+            )  # fmt: skip
+        given = given if length is None else resized(given, length)
+        return Following(given) if self.word("label") == _NEXT and not isinstance(given, Following) else given
+
+    def allow_next(self) -> None:
+        """UsageError for a `label` that is not `next`."""
+        if self.word("label") not in (None, _NEXT):
+            raise UsageError(self.where, f"label={self.word('label')}", "label=next", "name the column `label`.")
 
 
 def _imagefolder(asked: Asked) -> Any:
@@ -96,20 +107,23 @@ def _csv(asked: Asked) -> Any:
 
 
 def _text(asked: Asked) -> Any:
-    asked.allow("tokenizer", "length")
+    asked.allow("tokenizer", "length", "label")
+    asked.allow_next()
     return tables.texts(asked.path, asked.prepare_text())
 
 
 def _hfdata(asked: Asked) -> Any:
     asked.allow(*("text", "image", "label", "split", "config", "tokenizer", "length", "size"))
     columns = {kind: asked.word(kind) for kind in ("text", "image", "label")}
+    columns["label"] = None if columns["label"] == _NEXT else columns["label"]
     place = str(asked.path) if asked.path.is_dir() else asked.place
     found = hub_data.read(asked.where, place, asked.word("config"), asked.word("split"))
     return hub_data.parts(asked.where, found, columns, asked.prepare_text, asked.prepare_image)
 
 
 def _webdataset(asked: Asked) -> Any:
-    asked.allow("tokenizer", "length", "size")
+    asked.allow("tokenizer", "length", "size", "label")
+    asked.allow_next()
     return shards.read(asked.where, asked.path, asked.prepare_text, asked.prepare_image)
 
 

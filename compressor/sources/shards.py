@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from compressor.errors import DataError, SourceError
 from compressor.sources.tables import numbered
+from compressor.sources.words import Following
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")
 TEXTS, ARRAYS = ("txt", "text"), ("npy",)
@@ -61,7 +62,7 @@ class Shards(Dataset[Any]):
 
     def __init__(self, where: str, samples: list[Sample], ending: str, prepare: Callable[[bytes], Any]) -> None:
         self.where, self.samples, self.ending, self.prepare = where, samples, ending, prepare
-        self.labels = _labels(where, samples)
+        self.labels = None if _predicts(prepare) else _labels(where, samples)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -97,7 +98,10 @@ def read(
     other = next((sample for sample in samples if known[0] not in sample.members), None)
     if other is not None:
         raise DataError(f"{where}, sample {other.key!r}", f"no .{known[0]}", "one in every sample", "repair the shard.")
-    return Shards(where, samples, known[0], _preparation(known[0], prepare_text, prepare_image))
+    prepare = _preparation(known[0], prepare_text, prepare_image)
+    if _predicts(prepare):
+        samples = [sample for sample in samples if Following.predictable(_words(sample.members[known[0]].read()))]
+    return Shards(where, samples, known[0], prepare)
 
 
 def _preparation(
@@ -108,8 +112,26 @@ def _preparation(
         return lambda content: transform(_image(content))
     if ending in ARRAYS:
         return _array
-    tokens = prepare_text()
-    return lambda content: tokens(content.decode("utf-8"))
+    return _Tokens(prepare_text())
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Bytes of a text -> what its tokenizer makes of it."""
+
+    tokens: Callable[[str], Any]
+
+    def __call__(self, content: bytes) -> Any:
+        return self.tokens(_words(content))
+
+
+def _words(content: bytes) -> str:
+    return content.decode("utf-8")
+
+
+def _predicts(prepare: Callable[[bytes], Any]) -> bool:
+    """Whether the labels are the texts' own next tokens."""
+    return isinstance(prepare, _Tokens) and isinstance(prepare.tokens, Following)
 
 
 def _array(content: bytes) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from compressor.errors import DataError, SourceError
+from compressor.sources.words import Following
 
 PARTS = ("calibrate", "tune", "judge", "train")
 NPZ_LIMIT = 8 * 1024**3
@@ -114,9 +115,18 @@ def pictures(path: Path, transform: Callable[[Any], Any]) -> Listed:
 
 
 def texts(path: Path, tokens: Callable[[str], Any]) -> Listed:
-    """The texts of a CSV file: columns `text` and, if there are labels, `label` (as `pictures`). Raises as it does."""
-    words, labels = _columns(f"data 'text:{path}'", path, "text")
-    return Listed(words, labels, tokens)
+    """The texts of a CSV file: columns `text` and, if there are labels, `label` (as `pictures`). Raises as it does.
+
+    Where the next tokens are the labels, texts of one word are left out.
+    """
+    where = f"data 'text:{path}'"
+    words, labels = _columns(where, path, "text")
+    if not isinstance(tokens, Following):
+        return Listed(words, labels, tokens)
+    long = [text for text in words if tokens.predictable(text)]
+    if not long:
+        raise DataError(where, "texts of one word", "texts of two words at least", "give sentences to predict.")
+    return Listed(long, None, tokens)
 
 
 def _columns(where: str, path: Path, column: str) -> tuple[list[str], list[Any] | None]:

@@ -1,5 +1,5 @@
 """Texts -> token numbers of one length with a mask: the tokenizer of Hugging Face's that a network was trained with,
-or a plain vocabulary of words."""
+or a plain vocabulary of words; and, for networks that predict the next token, that token as the label of each."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from compressor.algebra.answers import LEFT_OUT
 from compressor.errors import SourceError
 from compressor.sources.built import needed, short
 from compressor.sources.network import impatient
@@ -28,15 +30,26 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 _MOST_LETTERS = 100
 
 
-class Tokens(Protocol):
-    """Text -> `input_ids` and `attention_mask`, both (length,) int64."""
+@dataclass(frozen=True)
+class Following:
+    """Text -> its tokens, and the token that follows each, (length,) int64: LEFT_OUT at the last one and at padding.
 
-    size: int
-    """How many token numbers there are."""
+    A text of one token has nothing to predict: give texts for which `predictable` holds.
+    """
 
-    def __call__(self, text: str) -> dict[str, Tensor]:
-        """The numbers of one text."""
-        ...
+    tokens: Words | LibraryTokens
+
+    def __call__(self, text: str) -> tuple[dict[str, Tensor], Tensor]:
+        """The numbers of one text, and its labels."""
+        found = self.tokens(text)
+        labels = torch.full_like(found["input_ids"], LEFT_OUT)
+        labels[:-1] = found["input_ids"][1:].masked_fill(found["attention_mask"][1:] == 0, LEFT_OUT)
+        return found, labels
+
+    @staticmethod
+    def predictable(text: str) -> bool:
+        """Whether it has two words at least."""
+        return len(text.split(maxsplit=2)) > 1
 
 
 class Words:
@@ -68,8 +81,14 @@ class LibraryTokens:
         return _padded(found, self.length, self._padding)
 
 
-def resized(tokens: Words | LibraryTokens, length: int) -> Words | LibraryTokens:
+@overload
+def resized(tokens: Following, length: int) -> Following: ...
+@overload
+def resized(tokens: Words | LibraryTokens, length: int) -> Words | LibraryTokens: ...
+def resized(tokens: Words | LibraryTokens | Following, length: int) -> Words | LibraryTokens | Following:
     """The same with texts of another length."""
+    if isinstance(tokens, Following):
+        return Following(resized(tokens.tokens, length))
     made = copy.copy(tokens)
     made.length = length
     return made
@@ -86,7 +105,7 @@ def common_words(texts: Iterable[str], most: int) -> list[str]:
     return [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]]
 
 
-def tokens_of(name: str, length: int | None, base: Path, where: str) -> Tokens:
+def tokens_of(name: str, length: int | None, base: Path, where: str) -> Words | LibraryTokens:
     """The tokenizer that `name` means: a `.txt` file with one word in each line, a folder as transformers saves one, or
     a name in its cache. No code of a hub runs. Raises SourceError for what cannot be found or read.
     """

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.algebra.answers import LEFT_OUT, counted, hits
+from compressor.algebra.probabilities import beside_zero
 from compressor.errors import DataError, ModelError
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
@@ -139,12 +141,12 @@ def train(
 
 def accuracy(model: nn.Module, samples: Samples, device: str | torch.device = "cpu", batch: int = 256) -> float:
     """Percentage of samples whose label is the largest output, in eval mode; the model's mode is restored."""
-    right = 0
+    right = 0.0
     with torch.no_grad(), evaluating(model):
         for part in batches(samples, batch, device):
             if part.labels is None:
                 raise DataError(samples.name, "no labels", "labels", "give a dataset of (input, label).")
-            right += int((judged_part(forward(model, part.inputs))[0].argmax(1) == part.labels).sum())
+            right += float(hits(judged_part(forward(model, part.inputs))[0], part.labels).sum())
     return 100 * right / len(samples)
 
 
@@ -231,7 +233,7 @@ class _Run:
         return self.steps in marks
 
     def _epoch(self, epoch: int, progress: Callable[[Progress], None] | None) -> tuple[float, float | None]:
-        total, right, seen = 0.0, 0, 0
+        total, right, seen = 0.0, 0.0, 0
         labelled = True
         order = torch.randperm(len(self.samples), generator=self.draws)
         for step in range(self.per_epoch):
@@ -243,8 +245,8 @@ class _Run:
             value, output = self._step(batch, share, rate(self.options.schedule, done, epoch) * self.options.lr)
             total, seen = total + value * len(ids), seen + len(ids)
             labelled = self.team.size == 1 and batch.labels is not None and not batch.labels.is_floating_point()
-            if labelled:
-                right += int((judged_part(output)[0].argmax(1) == batch.labels).sum())
+            if labelled and batch.labels is not None:
+                right += float(hits(judged_part(output)[0].detach(), batch.labels).sum())
             if self._is_time_to_ask():
                 self._ask()
             if progress is not None:
@@ -306,7 +308,9 @@ def _against_labels(smoothing: float) -> Loss:
         found = judged_part(output)[0].float()
         if batch.labels.is_floating_point():
             return F.mse_loss(found, batch.labels.float().reshape(found.shape))
-        return F.cross_entropy(found, batch.labels, label_smoothing=smoothing)
+        scores = beside_zero(found.reshape(len(found), 1)) if found.ndim == 1 or found.shape[1] == 1 else found
+        labels = batch.labels.masked_fill(~counted(batch.labels, scores.shape[1]), LEFT_OUT)
+        return F.cross_entropy(scores, labels, label_smoothing=smoothing, ignore_index=LEFT_OUT)
 
     return loss
 

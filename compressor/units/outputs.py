@@ -15,7 +15,7 @@ from compressor.errors import ModelError
 def judged_part(answer: Any) -> tuple[Tensor, str]:
     """The tensor that is judged, and in words which: `logits` of a dict or record, else the first floating tensor.
 
-    Raises ModelError where there is none.
+    Scores of classes have them in dimension 1 (see `classes_second`). Raises ModelError where there is none.
     """
     if isinstance(answer, Tensor):
         return answer, "the output"
@@ -23,7 +23,9 @@ def judged_part(answer: Any) -> tuple[Tensor, str]:
     named = _named(items)
     name = primary({name: tensor.is_floating_point() for name, tensor in named.items()}) if named else ""
     if name == "logits":
-        return named[name], f"'logits' of the output ({kind})"
+        found = classes_second(name, named[name])
+        places = "" if found is named[name] else ", classes in its last dimension"
+        return found, f"'logits' of the output ({kind}){places}"
     if not named or not named[name].is_floating_point():
         raise ModelError(
             "output of the network",
@@ -33,6 +35,13 @@ def judged_part(answer: Any) -> tuple[Tensor, str]:
         )
     place = f"'{name}'" if items[0][0] else f"tensor {list(named).index(name)}"
     return named[name], f"{place} of the output ({kind}), its first floating tensor"
+
+
+def classes_second(name: str, answer: Tensor) -> Tensor:
+    """An answer with its classes in dimension 1: `logits` of three dimensions are (n, positions, classes), as those of
+    transformers that answer at every token.
+    """
+    return answer.movedim(-1, 1) if name == "logits" and answer.ndim == 3 else answer
 
 
 def named_outputs(outputs: Any) -> dict[str, Tensor]:

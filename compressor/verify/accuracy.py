@@ -6,6 +6,7 @@ Letters: n samples, C classes, P positions (of a segmentation map; absent for pl
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compressor.algebra.probabilities import two_classes
+from compressor.algebra.answers import chunk_of, class_scores, counted, hits
 from compressor.errors import CompressorError, DataError, ModelError
+from compressor.observe import FREE_SHARE, empty_in_file, free_of, memory_of
 from compressor.sources.trees import first_not_finite, map_leaves
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
+FIRST = 32
+"""Samples of the first batch at most: how large answers are shows how many fit at a time."""
+SHARE_AT_ONCE, NETWORKS = 1 / 64, 4
+"""Part of the memory that one batch's answers may take, and how many networks' answers share what is free of it."""
 NO_SIGNAL_ROUNDINGS = 8.0
 """Outputs that vary over the samples by fewer roundings than this (of their dtype) carry no signal."""
 
@@ -71,9 +77,10 @@ def outputs_of(
     if not len(samples):
         raise DataError(f"data for the {name} network", "no samples", "at least one", "check the path and split")
     call, device, dtype = _callable(network, device)
-    parts: list[Tensor] = []
+    kept: _Kept | None = None
     labels: list[Tensor] = []
-    judged, start, size = "", 0, max(1, batch_size)
+    judged, start, most = "", 0, max(1, batch_size)
+    size = min(most, FIRST)
     with _undisturbed(network, device):
         while start < len(samples):
             ids = torch.arange(start, min(start + size, len(samples)))
@@ -85,26 +92,53 @@ def outputs_of(
                 part = part.detach().cpu()
             except Exception as error:  # whatever the user's forward raises is reported as such
                 if out_of_memory(error) and len(ids) > 1:
-                    size = len(ids) // 2
+                    size = most = len(ids) // 2
                     continue
                 if isinstance(error, CompressorError):
                     raise
                 raise _does_not_run(name, error, len(ids), inputs) from error
             _check_shape(part, len(ids), name)
-            parts.append(part)
+            if kept is None:
+                kept = _Kept(part, len(samples))
+                size = min(most, kept.at_once)
+            kept.put(start, part, name)
             labels += [] if truth is None else [torch.as_tensor(truth).detach().cpu()]
             start += len(ids)
-    own = parts[0].dtype
-    wide = torch.cat(parts).to(torch.float64 if own == torch.float64 else torch.float32)
-    found = Outputs(wide, torch.cat(labels) if labels else None, judged, own, size)
+    assert kept is not None
+    found = Outputs(kept.rows, torch.cat(labels) if labels else None, judged, kept.dtype, size)
     if check:
         check_signal(found, name)
     return found
 
 
+class _Kept:
+    """Room for the answers of all samples like those of the first batch: in memory, or where they would take too much
+    of it (a language model answers a score for every word at every place) in a file."""
+
+    def __init__(self, first: Tensor, count: int) -> None:
+        self.dtype = first.dtype
+        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+        shape = (count, *first.shape[1:])
+        each, here = math.prod(shape[1:]) * wide.itemsize, torch.device("cpu")
+        self.at_once = max(1, int(SHARE_AT_ONCE * memory_of(here) / max(each, 1)))  # not of what is free: see `replay`
+        in_memory = count * each <= FREE_SHARE * free_of(here) / NETWORKS
+        self.rows = torch.empty(shape, dtype=wide) if in_memory else empty_in_file(math.prod(shape), wide).view(shape)
+
+    def put(self, start: int, part: Tensor, name: str) -> None:
+        """The answers of the next batch. ModelError where they are of another shape than the first one's."""
+        if part.shape[1:] != self.rows.shape[1:]:
+            raise ModelError(
+                f"output of the {name} network", f"shape {tuple(part.shape[1:])} for a sample, and "
+                f"{tuple(self.rows.shape[1:])} for an earlier one", "one shape for all samples",
+                "pad or resize the inputs to one size",
+            )  # fmt: skip
+        self.rows[start : start + len(part)] = part
+
+
 def check_signal(found: Outputs, name: str = "original") -> None:
     """ModelError for outputs that are not finite, or (two samples and more) the same for all samples."""
-    bad = ~torch.isfinite(found.logits).flatten(1).all(1)
+    parts = found.logits.split(chunk_of(found.logits))
+    bad = torch.cat([~torch.isfinite(part).flatten(1).all(1) for part in parts])
     if bool(bad.any()):
         raise ModelError(
             f"output of the {name} network, sample {int(bad.nonzero()[0])}",
@@ -112,8 +146,9 @@ def check_signal(found: Outputs, name: str = "original") -> None:
             "finite numbers",
             "check the checkpoint and the preprocessing of the data",
         )
-    spread = (found.logits.amax(0) - found.logits.amin(0)).max()
-    rounding = torch.finfo(found.dtype).eps * float(found.logits.abs().max())
+    highest, lowest = found.logits.amax(0), found.logits.amin(0)
+    spread = (highest - lowest).max()
+    rounding = torch.finfo(found.dtype).eps * float(torch.maximum(highest.abs(), lowest.abs()).max())
     if len(found.logits) > 1 and float(spread) <= NO_SIGNAL_ROUNDINGS * rounding:
         raise ModelError(
             f"output of the {name} network",
@@ -123,16 +158,11 @@ def check_signal(found: Outputs, name: str = "original") -> None:
         )
 
 
-def class_scores(logits: Tensor) -> Tensor:
-    """Scores (n, C) or (n, C, P) from logits (n, C, ...); a single score z becomes the two classes (0, z), a single
-    probability those of its log odds.
-    """
-    scores = logits.flatten(2).squeeze(-1) if logits.ndim > 2 else logits
-    return two_classes(scores) if scores.ndim == 1 or scores.shape[1] == 1 else scores
-
-
 def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels (n,) or (n, P) as int64 that fit the scores; DataError names the first bad sample and value."""
+    """Labels (n,) or (n, P) as int64 that fit the scores; DataError names the first bad sample and value.
+
+    Positions of maps and texts may be left out (`answers.counted`), but not all of a sample.
+    """
     scores = class_scores(logits)
     classes, expected = scores.shape[1], (scores.shape[0], *scores.shape[2:])
     flat = labels.flatten(1) if labels.ndim > 1 else labels
@@ -142,7 +172,8 @@ def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
             "labels of the judged data",
             f"shape {tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}",
             f"one class number per {'sample' if len(expected) == 1 else 'sample and position'}",
-            "give class numbers (not one-hot vectors), or a model that answers one score per class",
+            "give class numbers (not one-hot vectors), or a model that answers one score per class: (n, classes, ...), "
+            "or a dict with 'logits' of (n, positions, classes)",
         )
     if labels.is_floating_point() or labels.is_complex():
         raise DataError(
@@ -152,7 +183,8 @@ def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
             "convert the labels, or judge agreement with the original instead of accuracy",
         )
     flat = flat.to(torch.int64)
-    bad = (flat < 0) | (flat >= classes)
+    counts = counted(flat, classes)
+    bad = ((flat < 0) | (flat >= classes)) & counts
     if bool(bad.any()):
         sample = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
         raise DataError(
@@ -161,17 +193,13 @@ def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
             f"0 to {classes - 1} (the network has {classes} outputs)",
             "check that data and model belong together, and that labels count from 0",
         )
+    empty = ~counts.reshape(len(counts), -1).any(1)
+    if bool(empty.any()):
+        raise DataError(
+            f"labels of the judged data, sample {int(empty.nonzero()[0])}", "no position that counts",
+            "at least one label that is not left out", "leave such samples out of the data",
+        )  # fmt: skip
     return flat
-
-
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n,) float64 scores in [0, 1]: 1 where the label's score is largest; the share of positions for maps.
-
-    A sample whose scores are not finite counts as wrong.
-    """
-    scores = class_scores(logits)
-    right = (scores.argmax(1) == labels) & torch.isfinite(scores).all(1)
-    return right.to(torch.float64).flatten(1).mean(1) if right.ndim > 1 else right.to(torch.float64)
 
 
 def accuracy(found: Outputs, labels: Tensor | None = None) -> float:

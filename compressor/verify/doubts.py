@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from compressor.algebra.answers import answered, class_scores, counted
 from compressor.records import VerdictValue
-from compressor.verify.accuracy import class_scores
 
 BETTER_THAN_CHANCE = 4.0
 """Standard errors by which the original must beat answers that have nothing to do with the labels."""
@@ -22,12 +22,15 @@ def doubt(before: Tensor, after: Tensor, truth: Tensor) -> tuple[VerdictValue, s
     the original is not shown to do better than answers drawn regardless of the label, as on labels of other samples;
     what it cannot do, no compression can lose. Networks that answer the same are equal on any labels.
     """
-    first, second = class_scores(before).argmax(1).flatten(), class_scores(after).argmax(1).flatten()
+    scores = class_scores(before)
+    counts = counted(truth, scores.shape[1])
+    first, second = answered(scores)[0][counts], answered(class_scores(after))[0][counts]
+    truth = truth[counts]
     if torch.equal(first, second):
         return None
     if _constant(second) and not _constant(first):
         return "failed", "the compressed network answers the same for every sample, the original does not"
-    if not _constant(truth.flatten()) and above_chance(first, truth.flatten()) < BETTER_THAN_CHANCE:
+    if not _constant(truth) and above_chance(first, truth) < BETTER_THAN_CHANCE:
         return "undecided", "the original is not shown to be better than chance on these labels: do they belong to it?"
     return None
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compressor.algebra.answers import answered, chunk_of, class_scores, counted
 from compressor.errors import ModelError
-from compressor.verify.accuracy import Outputs, checked_labels, class_scores
-
-_CHUNK = 2**22
+from compressor.verify.accuracy import Outputs, checked_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,8 @@ class WorstClass:
 class Fidelity:
     """Nearness of two networks' outputs on the same samples.
 
-    `agreement` is the share of equal argmaxes (percent); `kl` the mean of KL(original || compressed) in nats;
+    `agreement` is the share of equal argmaxes (percent); `kl` the mean of KL(original || compressed) in nats (both over
+    the positions that labels do not leave out);
     `max_relative_change` is `max_abs_change` over `spread`, the standard deviation of the original's outputs
     over samples (root mean square over outputs; for a single sample: their size). Outputs of the compressed
     network that are not finite count as disagreement and as infinite change (None in the JSON form).
@@ -72,15 +72,18 @@ def fidelity(
     if labels is None and isinstance(original, Outputs):
         labels = original.labels
     labels = labels if classes else None
+    truth = None if labels is None else checked_labels(labels, before)
     spread = output_spread(before)
     agreed, kl, change, bad = 0.0, 0.0, 0.0, 0
-    for one, other in _chunks(before, after):
+    for ids in _chunks(before):
+        one, other = before[ids], after[ids]
         finite = torch.isfinite(other).flatten(1).all(1)
         first, second = class_scores(one.double()), class_scores(other.double())
-        same = (first.argmax(1) == second.argmax(1)).double().reshape(len(one), -1).mean(1)
-        agreed += float((same * finite).sum())
+        same = (first.argmax(1) == second.argmax(1)).double().reshape(len(one), -1)
+        shares = _shares(same, None if truth is None else counted(truth[ids], first.shape[1]))
+        agreed += float(((same * shares).sum(1) * finite).sum())
         bad += int((~finite).sum())
-        kl += _divergence(first[finite], second[finite])
+        kl += _divergence(first[finite], second[finite], shares[finite])
         change = max(change, float((one[finite] - other[finite]).abs().max()) if bool(finite.any()) else 0.0)
     change, kl = (math.inf, math.inf) if bad else (change, kl)
     count = len(before)
@@ -99,13 +102,13 @@ def fidelity(
 def worst_class(original: Tensor, compressed: Tensor, labels: Tensor) -> WorstClass:
     """The class whose accuracy falls most; among equals the one with more samples, then the lower number."""
     truth = checked_labels(labels, original)
-    flat = truth.flatten()
-    first, second = class_scores(original), class_scores(compressed)
-    finite = torch.isfinite(second).all(1)
-    classes = first.shape[1]
+    classes = class_scores(original).shape[1]
+    (first, _), (second, finite) = answered(class_scores(original)), answered(class_scores(compressed))
+    counting = counted(truth, classes)
+    flat = truth[counting]
     counts = torch.bincount(flat, minlength=classes).double()
-    before = torch.bincount(flat, (first.argmax(1) == truth).double().flatten(), classes)
-    after = torch.bincount(flat, ((second.argmax(1) == truth) & finite).double().flatten(), classes)
+    before = torch.bincount(flat, (first == truth)[counting].double(), classes)
+    after = torch.bincount(flat, ((second == truth) & finite)[counting].double(), classes)
     seen = counts.clamp(min=1)
     drops = torch.where(counts > 0, (before - after) / seen, torch.full_like(counts, -math.inf))
     top = drops.max()
@@ -135,21 +138,27 @@ def same_shape(original: Outputs | Tensor, compressed: Outputs | Tensor) -> tupl
 
 def output_spread(logits: Tensor) -> float:
     """Standard deviation over samples, root mean square over outputs; for one sample the outputs' size."""
-    wide = logits.double() if logits.numel() <= _CHUNK else logits.float()
-    centred = wide - wide.mean(0) if len(wide) > 1 else wide
-    return float(centred.square().mean(dtype=torch.float64).sqrt())
+    centre = logits.mean(0, dtype=torch.float64) if len(logits) > 1 else torch.zeros((), dtype=torch.float64)
+    squares = sum(float((part.double() - centre).square().sum()) for part in logits.split(chunk_of(logits)))
+    return math.sqrt(squares / logits.numel())
 
 
-def _chunks(before: Tensor, after: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    step = max(1, _CHUNK // max(1, before[0].numel()))
-    for start in range(0, len(before), step):
-        yield before[start : start + step], after[start : start + step]
+def _chunks(rows: Tensor) -> Iterator[slice]:
+    step = chunk_of(rows)
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
 
 
-def _divergence(first: Tensor, second: Tensor) -> float:
-    """Sum over samples (mean over positions) of KL(first || second), in nats."""
+def _shares(like: Tensor, counts: Tensor | None) -> Tensor:
+    """(n, P) what each position counts for in its sample's mean."""
+    weights = torch.ones_like(like) if counts is None else counts.reshape(like.shape).to(like)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _divergence(first: Tensor, second: Tensor, shares: Tensor) -> float:
+    """Sum over samples (mean over positions, by their shares) of KL(first || second), in nats."""
     if not len(first):
         return 0.0
     log_first, log_second = functional.log_softmax(first, 1), functional.log_softmax(second, 1)
     each = functional.kl_div(log_second, log_first, reduction="none", log_target=True).sum(1)
-    return float(each.reshape(len(first), -1).mean(1).clamp(min=0).sum())
+    return float((each.reshape(len(first), -1) * shares).sum(1).clamp(min=0).sum())

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.algebra.answers import answered, chunk_of, class_scores, hits
 from compressor.algebra.intervals import (
     bounded_bounds,
     check_confidence,
@@ -20,7 +21,7 @@ from compressor.algebra.intervals import (
 )
 from compressor.errors import DataError, UsageError
 from compressor.records import Verdict, VerdictValue
-from compressor.verify.accuracy import Outputs, checked_labels, class_scores, hits
+from compressor.verify.accuracy import Outputs, checked_labels
 from compressor.verify.doubts import doubt
 from compressor.verify.fidelity import fidelity, same_shape
 from compressor.verify.scores import Score
@@ -108,7 +109,7 @@ def judge_outputs(original: Outputs | Tensor, compressed: Outputs | Tensor, tole
     if tolerance is None:
         tolerance = max(_rounding_level(original), _rounding_level(compressed))
     change = found.max_relative_change
-    flips = _flips(before.double(), after.double(), tolerance * found.spread)
+    flips = _flips(class_scores(before), class_scores(after), tolerance * found.spread)
     difference = found.agreement - 100
     return Verdict(
         value="passed" if change <= tolerance and not flips and not found.not_finite else "failed",
@@ -204,7 +205,7 @@ def _scores(
     """Per-sample scores in [0, 1] of both networks, (n,) float64."""
     before, after = same_shape(original, compressed)
     if metric == "agreement":
-        answers = class_scores(before).argmax(1)
+        answers, _ = answered(class_scores(before))
         return np.ones(len(before)), hits(after, answers).numpy()
     if metric != "accuracy" or truth is None:
         raise UsageError("metric", repr(metric), "'accuracy' or 'agreement'", "choose one of them")
@@ -240,8 +241,10 @@ def _rounding_level(outputs: Outputs | Tensor) -> float:
 
 
 def _flips(before: Tensor, after: Tensor, level: float) -> int:
-    """How many argmaxes differ where the original's two largest scores are further apart than `level`."""
-    first, second = class_scores(before), class_scores(after)
-    top = first.topk(2, dim=1).values
-    margin = top[:, 0] - top[:, 1]
-    return int(((first.argmax(1) != second.argmax(1)) & (margin > level)).sum())
+    """How many argmaxes of scores differ where the original's two largest ones are further apart than `level`."""
+    found, step = 0, chunk_of(before)
+    for one, other in zip(before.split(step), after.split(step), strict=True):
+        top = one.double().topk(2, dim=1).values
+        changed = one.argmax(1) != other.argmax(1)
+        found += int((changed & (top[:, 0] - top[:, 1] > level)).sum())
+    return found

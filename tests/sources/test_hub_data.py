@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from compressor.errors import DataError, SourceError, UsageError
@@ -39,6 +40,16 @@ def test_a_saved_data_set_with_words_as_labels(folder: Path):
     assert labels is not None
     dogs = inputs["input_ids"] == 3 + 4
     assert labels.tolist() == dogs.any(1).int().tolist()  # cat 0, dog 1
+
+
+def test_texts_whose_next_tokens_are_the_labels(folder: Path):
+    rows = datasets.Dataset.from_dict({"text": [*TEXTS, "", "alone"], "label": ["x"] * 62})
+    rows.save_to_disk(folder / "said")
+    data = load_data(f"hfdata:said{WORDS}&label=next", base=folder)
+    assert sum(data.described["samples"].values()) == 60
+    inputs, labels = data.judge.batch([0])
+    assert labels is not None
+    assert torch.equal(labels[0, :4], inputs["input_ids"][0, 1:5])
 
 
 def test_its_splits_are_the_parts_of_a_run(folder: Path):

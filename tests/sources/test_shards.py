@@ -68,6 +68,12 @@ def test_arrays_texts_and_words_as_labels(tmp_path: Path):
     data = load_data("webdataset:texts.tar?tokenizer=words.txt&length=4", base=tmp_path)
     assert data.judge.batch([0])[0]["input_ids"].shape == (1, 4)
     assert data.judge.labels is None
+    write(tmp_path / "said.tar", [*((f"{i}.txt", f"text {i}".encode()) for i in range(12)), ("12.txt", b"alone")])
+    data = load_data("webdataset:said.tar?tokenizer=words.txt&length=4&label=next", base=tmp_path)
+    inputs, labels = data.judge.batch([0])
+    assert sum(data.described["samples"].values()) == 12
+    assert labels is not None
+    assert labels.tolist() == [[*inputs["input_ids"][0, 1:3].tolist(), -100, -100]]
 
 
 def test_samples_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

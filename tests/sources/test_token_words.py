@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from compressor.algebra.answers import LEFT_OUT
 from compressor.errors import DataError, SourceError, UsageError
 from compressor.sources.data import load_data
 from compressor.sources.models import load_model
-from compressor.sources.words import Words, common_words, words_of
+from compressor.sources.words import Following, Words, common_words, resized, words_of
 
 SUBJECTS = ("the cat", "a small dog", "my neighbour", "this old engine", "nobody")
 GOOD = ("sings beautifully", "is a delight", "works well", "made us happy")
@@ -42,6 +43,36 @@ def test_words_are_numbered_padded_and_cut():
     assert found["attention_mask"].tolist() == [1, 1, 1, 1, 1, 0]
     assert tokens("the " * 9)["input_ids"].tolist() == [2, 3, 3, 3, 3, 3]
     assert tokens.size == 6
+
+
+def test_the_label_of_each_token_is_the_one_that_follows():
+    tokens = Following(Words(["the", "cat"], 5))
+    inputs, labels = tokens("the cat the")
+    assert inputs["input_ids"].tolist() == [2, 3, 4, 3, 0]
+    assert labels.tolist() == [3, 4, 3, LEFT_OUT, LEFT_OUT]
+    assert resized(tokens, 3)("the cat the")[1].tolist() == [3, 4, LEFT_OUT]
+
+
+def test_texts_that_are_their_own_labels(tmp_path: Path):
+    (tmp_path / "said.csv").write_text(
+        "text,label\n" + "".join(f"word {n} and more,{n}\n" for n in range(60)) + "alone,1\n"
+    )
+    write_words(tmp_path / "words.txt", ["word and more", *map(str, range(60))])
+    data = load_data("text:said.csv?tokenizer=words.txt&length=4&label=next", base=tmp_path)
+    inputs, labels = data.judge.batch([0, 1])
+    assert labels is not None
+    assert torch.equal(labels[:, :3], inputs["input_ids"][:, 1:])
+    assert labels[:, 3].tolist() == [LEFT_OUT] * 2
+    assert sum(data.described["samples"].values()) == 60  # one word has nothing to predict
+    model = Following(Words(["word", *map(str, range(60))], 9))  # of a model that predicts the next token
+    assert load_data("text:said.csv?length=4", base=tmp_path, transform=model).judge.batch([0])[1].shape == (1, 4)  # type: ignore[union-attr]
+    other = load_data("text:said.csv?tokenizer=words.txt", base=tmp_path, transform=model)
+    assert other.judge.batch([0])[1].shape == (1, 128)  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="label=next"):
+        load_data("text:said.csv?tokenizer=words.txt&label=kind", base=tmp_path)
+    (tmp_path / "alone.csv").write_text("text\nalone\n")
+    with pytest.raises(DataError, match="two words"):
+        load_data("text:alone.csv?tokenizer=words.txt&label=next", base=tmp_path)
 
 
 def test_common_words_do_not_depend_on_the_order_of_texts():

@@ -72,6 +72,18 @@ def test_no_scores_are_refused(answer: Any) -> None:
         judged_part(answer)
 
 
+def test_logits_of_every_token_have_their_classes_last() -> None:
+    """As those of transformers; a plain tensor (a map of one dimension) has its classes in dimension 1."""
+    scores = torch.randn(2, 5, 7)
+    part, judged = judged_part({"logits": scores})
+    assert torch.equal(part, scores.movedim(2, 1))
+    assert judged == "'logits' of the output (dict), classes in its last dimension"
+    assert judged_part(scores)[0] is scores
+    assert judged_part({"scores": scores})[0] is scores
+    maps = torch.randn(2, 3, 4, 4)
+    assert judged_part({"logits": maps}) == (maps, "'logits' of the output (dict)")
+
+
 def test_every_tensor_has_a_name() -> None:
     whole, floating = torch.tensor([1]), torch.tensor([0.5])
     assert list(named_outputs(Named(whole, floating))) == ["number", "scores"]

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.algebra.answers import class_scores, hits
 from compressor.errors import DataError, ModelError
 from compressor.sources.samples import as_samples
 from compressor.verify.accuracy import (
     accuracy,
     check_signal,
     checked_labels,
-    class_scores,
-    hits,
     out_of_memory,
     outputs_of,
 )
@@ -236,3 +235,48 @@ def test_a_network_that_ends_in_a_sigmoid_answers_two_classes() -> None:
     for answers in (odds, odds.sigmoid()):
         assert float(hits(answers, labels).mean()) == 1.0
     assert float(hits(worse.sigmoid(), labels).mean()) == 0.8
+
+
+def test_labels_of_positions_may_be_left_out_but_not_of_a_whole_sample() -> None:
+    logits, labels = torch.randn(4, 3, 6), torch.zeros(4, 6, dtype=torch.int64)
+    labels[1, 2:], labels[2, 0] = -100, 255
+    assert torch.equal(checked_labels(labels, logits), labels)
+    with pytest.raises(DataError, match=r"sample 1: got label 7; expected 0 to 2"):
+        checked_labels(labels.masked_fill(torch.arange(6) == torch.tensor([9, 1, 9, 9])[:, None], 7), logits)
+    labels[3] = -100
+    with pytest.raises(DataError, match="sample 3: got no position that counts"):
+        checked_labels(labels, logits)
+    with pytest.raises(DataError, match="label -100"):
+        checked_labels(torch.tensor([0, -100]), torch.randn(2, 3))
+
+
+def test_shapes_that_change_from_batch_to_batch_are_refused() -> None:
+    def growing(x: Tensor) -> Tensor:
+        return x[:, : 2 + int(x[0, 0])]
+
+    inputs = torch.arange(40.0)[:, None].expand(40, 6).clamp(max=3)
+    with pytest.raises(ModelError, match=r"shape \(5,\) for a sample, and \(2,\)"):
+        outputs_of(growing, as_samples(inputs), batch_size=4)
+
+
+def test_answers_larger_than_memory_wait_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, labels = data(100)
+    plain = outputs_of(network(), as_samples((inputs, labels)))
+    monkeypatch.setattr("compressor.verify.accuracy.free_of", lambda _: 100.0)
+    found = outputs_of(network(), as_samples((inputs, labels)))
+    assert found.logits.untyped_storage().filename is not None
+    assert plain.logits.untyped_storage().filename is None
+    assert torch.equal(found.logits, plain.logits)
+    assert accuracy(found) == accuracy(plain)
+
+
+def test_large_answers_come_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def wide(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.repeat(1, 100)
+
+    monkeypatch.setattr("compressor.verify.accuracy.memory_of", lambda _: 64 * 8.0 * 600 * 4)
+    outputs_of(wide, as_samples(data(60)[0]))
+    assert sizes == [32, 8, 8, 8, 4]
