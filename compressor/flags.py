@@ -45,7 +45,7 @@ Rotate = Annotated[
     float | None,
     typer.Option(
         "--rotate", metavar="0.75",
-        help="transformers: first cut the residual stream behind LayerNorms to this share of its width (with a loss)",
+        help="transformers: first cut the residual stream behind norms to this share of its width (with a loss)",
     ),
 ]  # fmt: skip
 Exact = Annotated[bool, typer.Option("--exact", help="lossless: remove only what is certified")]

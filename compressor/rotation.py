@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from compressor.algebra.subspace import Reader, positive, shared_basis
@@ -27,7 +28,7 @@ from compressor.units.streams import Stream, find_streams
 from compressor.units.trace import recorded_pair
 
 LEAST = 2
-"""Features that a stream keeps at least: a norm of fewer gives a constant."""
+"""Features that a stream keeps at least: a norm of one gives a constant, or its sign."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ def rotate(
     made, turns = plain, {}
     for stream in narrow:
         readers = _readers(plain, stream, seen)
-        basis = from_first(lambda s=stream, r=readers: shared_basis(r, s.width, widths[s.name] - 1).cpu())
-        made = turned(made, stream, basis, widths[stream.name])
-        turns |= {layer: writing(basis, widths[stream.name]) for layer in stream.layers}
+        width, centred = widths[stream.name], stream.centred
+        basis = from_first(lambda s=stream, r=readers, k=width - centred: shared_basis(r, s.width, k, s.centred).cpu())
+        made = turned(made, stream, basis, width)
+        turns |= {layer: writing(basis, width, centred) for layer in stream.layers}
         told["streams"].append(_told(stream, widths[stream.name], basis, readers, seen))
     reference = Reference(plain, turns)
     shop = Workshop.open(made, find_units(made, samples, seed), samples, seed, likelihood, memory, reference)
@@ -116,6 +118,8 @@ def _readers(plain: nn.Module, stream: Stream, seen: Statistics) -> list[Reader]
         tap = seen.taps[read.module]
         moments, mean = positive(_wide(tap.moments.covariance())), _wide(tap.moments.mean())
         layer: Any = plain.get_submodule(read.module)
+        if layer.bias is None:  # nothing gives back a mean that is lost
+            moments, mean = moments + torch.outer(mean, mean), torch.zeros_like(mean)
         weight = layer.weight.detach().to(moments)
         felt = weight.T @ (tap.curvature.to(moments) / max(tap.samples, 1)) @ weight
         known = found.get(read.norms)

@@ -1,4 +1,4 @@
-"""Transformers made smaller: a ViT on Fashion-MNIST, and Hugging Face's BERT on a text set, both trained here.
+"""Transformers made smaller: a ViT on Fashion-MNIST, Hugging Face's BERT and Llama on a text set, all trained here.
 
     apt-get install wordnet-base && pip install transformers
     python recipes/encoders.py CHECKPOINTS --out recipes/results/encoders.json
@@ -34,6 +34,16 @@ _BERT = {
 }
 
 
+_LLAMA = {
+    **{"weights": "none", "auto": "LlamaForCausalLM", "hidden_size": 96, "num_hidden_layers": 3, "vocab_size": 4003},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256, "max_position_embeddings": 24},
+}
+
+
+def _named(kind: str, settings: dict[str, object]) -> str:
+    return f"hf:{kind}?{'&'.join(f'{name}={value}' for name, value in settings.items())}"
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A network, its data and how to train it; `blocks` is the module that holds what can be cut."""
@@ -50,8 +60,12 @@ ENCODERS = {
         TrainOptions(6, 256, 2e-3, optimizer="adamw", weight_decay=5e-2, flip=True),
     ),
     "bert": Encoder(
-        f"hf:bert?{'&'.join(f'{name}={value}' for name, value in _BERT.items())}", f"{HERE / 'wordnet.py'}:glosses",
-        "bert.encoder", TrainOptions(2, 64, 1e-3, optimizer="adamw", weight_decay=1e-2),
+        _named("bert", _BERT), f"{HERE / 'wordnet.py'}:glosses", "bert.encoder",
+        TrainOptions(2, 64, 1e-3, optimizer="adamw", weight_decay=1e-2),
+    ),
+    "llama": Encoder(
+        _named("llama", _LLAMA), f"{HERE / 'wordnet.py'}:sentences", "model.layers",
+        TrainOptions(3, 64, 2e-3, optimizer="adamw", weight_decay=1e-2),
     ),
 }  # fmt: skip
 

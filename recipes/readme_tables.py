@@ -249,6 +249,7 @@ def real_files(content: dict[str, Any]) -> str:
 def encoders(content: dict[str, Any]) -> str:
     """Transformers cut to shares of their blocks."""
     names = {"vit": "ViT, Fashion-MNIST", "bert": "BERT, WordNet's definitions in 26 fields"}
+    names["llama"] = "Llama, the next word of WordNet's definitions"
     lines = columns(
         "network | original accuracy | stream | blocks | parameters | MACs | accuracy lost | verdict at 95 %"
     )

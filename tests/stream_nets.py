@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+
+
+class HandMade(nn.Module):
+    """RMSNorm as language models write it: in float32 whatever the input."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., size) -> x / √mean(x²), scaled."""
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
 
 
 class Block(nn.Module):
     """norm -> up -> ReLU -> down, added; with `scale` feature by feature."""
 
-    def __init__(self, size: int, hidden: int, scale: bool = False) -> None:
+    def __init__(self, size: int, hidden: int, scale: bool = False, norm: Norm = nn.LayerNorm) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(size)
+        self.norm = norm(size)
         self.up = nn.Linear(size, hidden, bias=False)
         self.down = nn.Linear(hidden, size)
         self.scale = nn.Parameter(torch.rand(size) + 0.5) if scale else None
@@ -25,12 +43,14 @@ class Block(nn.Module):
 class Tower(nn.Module):
     """Rows of 6 numbers -> 8 features, two blocks, a norm, the mean over tokens, 3 scores."""
 
-    def __init__(self, scale: bool = False, beside: bool = False, block: type[Block] = Block) -> None:
+    def __init__(
+        self, scale: bool = False, beside: bool = False, block: type[Block] = Block, norm: Norm = nn.LayerNorm
+    ) -> None:
         super().__init__()
         self.stem = nn.Linear(6, 8)
         self.first = nn.Parameter(torch.randn(1, 1, 8))
-        self.blocks = nn.Sequential(*(block(8, 16, scale) for _ in range(2)))
-        self.norm = nn.LayerNorm(8)
+        self.blocks = nn.Sequential(*(block(8, 16, scale, norm) for _ in range(2)))
+        self.norm = norm(8)
         self.head = nn.Linear(16 if beside else 8, 3)
         self.beside = beside
 

@@ -10,7 +10,7 @@ import pytest
 import stream_nets
 import torch
 from runs import Terminal
-from stream_nets import Tower, planted, stirred
+from stream_nets import Norm, Tower, planted, stirred
 from torch import Tensor, nn
 
 import compressor
@@ -61,9 +61,10 @@ def compressed(model: nn.Module, data: Any, **options: Any) -> Any:
     return compressor.compress(model, data, align=1, max_drop=5.0, **options)
 
 
-def test_directions_that_nobody_writes_go_and_the_outputs_stay() -> None:
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_directions_that_nobody_writes_go_and_the_outputs_stay(norm: Norm) -> None:
     torch.manual_seed(0)
-    model = planted(stirred(Tower(scale=True)), 4).float()
+    model = planted(stirred(Tower(scale=True, norm=norm)), 4).float()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     data = samples(model)
     result = compressed(model, data, rotate=0.6, keep="params=1")
@@ -78,7 +79,7 @@ def test_directions_that_nobody_writes_go_and_the_outputs_stay() -> None:
     assert float(change) < 2e-3
     assert result.verdict.value == "passed"
     assert result.record["nothing_to_do"] is None
-    assert type(result.model.get_submodule("norm")) is nn.LayerNorm
+    assert type(result.model.get_submodule("norm")) is norm
     assert sum(p.numel() for p in result.model.parameters()) == result.record["compressed"]["params"]
     assert result.record["original"]["params"] == sum(p.numel() for p in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

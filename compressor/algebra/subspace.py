@@ -68,8 +68,13 @@ def without_mean(columns: Tensor) -> Tensor:
     return torch.linalg.qr(columns - columns.mean(0))[0]
 
 
-def shared_basis(readers: Sequence[Reader], features: int, size: int) -> Tensor:
-    """(d, k) orthonormal directions, orthogonal to the ones, from which all readers together lose least.
+def orthonormal(columns: Tensor) -> Tensor:
+    """Orthonormal columns that span these: (d, k), k ≤ d."""
+    return torch.linalg.qr(columns)[0]
+
+
+def shared_basis(readers: Sequence[Reader], features: int, size: int, centred: bool = True) -> Tensor:
+    """(d, k) orthonormal directions (orthogonal to the ones, if `centred`) from which all readers together lose least.
 
     Starts at the principal directions, every reader's variance weighted by what it feels of it, and descends from there
     (quasi-Newton on any matrix that spans the space). A reader alone would have a closed form, reduced-rank regression
@@ -81,10 +86,12 @@ def shared_basis(readers: Sequence[Reader], features: int, size: int) -> Tensor:
         felt = (reader.weight * reader.moments).sum() / reader.moments.trace().clamp_min(1e-300)
         grid = reader.moments.reshape(blocks, features, blocks, features)
         total += felt * sum(grid[block, :, block, :] for block in range(blocks))
-    total = total - total.mean(0)
-    total = total - total.mean(1, keepdim=True)
-    start = without_mean(torch.linalg.eigh(total)[1].flip(1)[:, :size])
-    if size >= features - 1:
+    if centred:
+        total = total - total.mean(0)
+        total = total - total.mean(1, keepdim=True)
+    spanned = without_mean if centred else orthonormal
+    start = spanned(torch.linalg.eigh(total)[1].flip(1)[:, :size])
+    if size >= features - centred:
         return start
     whole = float(sum(reader.lost(start) for reader in readers))
     if not whole > 0:
@@ -93,7 +100,7 @@ def shared_basis(readers: Sequence[Reader], features: int, size: int) -> Tensor:
     descent = torch.optim.LBFGS([free], max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe")
 
     def loss() -> float:
-        basis = without_mean(free)
+        basis = spanned(free)
         lost = torch.stack([reader.lost(basis) for reader in readers]).sum() / whole
         (free.grad,) = torch.autograd.grad(lost, [free])
         free.grad = free.grad.contiguous()
@@ -101,6 +108,6 @@ def shared_basis(readers: Sequence[Reader], features: int, size: int) -> Tensor:
 
     with torch.enable_grad():
         descent.step(loss)
-    found = without_mean(free.detach())
+    found = spanned(free.detach())
     better = bool(torch.isfinite(found).all()) and float(sum(reader.lost(found) for reader in readers)) < whole
     return found if better else start

@@ -6,9 +6,11 @@ orthogonal to the vector of ones, and what the layers write may be turned there 
 orthonormal columns orthogonal to the ones of R^w, and the new stream is z = √(w/d) B Qᵀ x: its mean is 0 and its mean
 square that of Q Qᵀ x, so that a plain LayerNorm of w features and the same eps gives √(w/d) B Qᵀ times what the
 original's gave. Whoever reads it multiplies by Q Bᵀ √(d/w). With k = d - 1 nothing is lost, whatever w ≥ d; with fewer
-the rest of x is gone.
+the rest of x is gone. RMSNorm sees the mean: behind it Q and B need not be orthogonal to the ones, and nothing is lost
+with k = d.
 
-Shape letters: d features before, w after, k ≤ min(d, w) - 1 directions that stay, O outputs.
+Shape letters: d features before, w after, k directions that stay (at most min(d, w), less 1 behind LayerNorms), O
+outputs.
 """
 
 from __future__ import annotations
@@ -28,30 +30,34 @@ from compressor.units.streams import Stream
 
 WIDE = 3
 """The dry run makes streams wider by so many features: every width is another one, and nothing is lost."""
+ROUNDED = 1e-5
+"""RMSNorms of language models compute in float32, whatever the network's dtype."""
 ATTRIBUTES = ("hidden_dim", "hidden_size", "embed_dim", "num_features", "head_hidden_size")
 """Integers by which modules around the layers say how wide the stream is."""
 
 
-def spread_basis(width: int, size: int) -> Tensor:
-    """(width, size) orthonormal columns orthogonal to the vector of ones: cosines of the DCT-II, `size` < `width`.
+def spread_basis(width: int, size: int, centred: bool = True) -> Tensor:
+    """(width, size) orthonormal columns: cosines of the DCT-II; if `centred` without the first one, the ones.
 
     Every direction is spread over all features, so that none of them carries outliers.
     """
     places = torch.arange(width, dtype=torch.float64) + 0.5
-    waves = torch.arange(1, size + 1, dtype=torch.float64)
-    return (torch.outer(places, waves) * math.pi / width).cos() * math.sqrt(2 / width)
+    waves = torch.arange(size, dtype=torch.float64) + (1 if centred else 0)
+    found = (torch.outer(places, waves) * math.pi / width).cos() * math.sqrt(2 / width)
+    found[:, waves == 0] = math.sqrt(1 / width)
+    return found
 
 
-def writing(basis: Tensor, width: int) -> Tensor:
+def writing(basis: Tensor, width: int, centred: bool = True) -> Tensor:
     """(w, d) what turns features into the new ones: √(w/d) B Qᵀ, for `basis` Q (d, k)."""
     features, size = basis.shape
-    return math.sqrt(width / features) * spread_basis(width, size) @ basis.T.double().cpu()
+    return math.sqrt(width / features) * spread_basis(width, size, centred) @ basis.T.double().cpu()
 
 
-def reading(basis: Tensor, width: int) -> Tensor:
+def reading(basis: Tensor, width: int, centred: bool = True) -> Tensor:
     """(d, w) what gives the features back, as far as they are there: √(d/w) Q Bᵀ."""
     features, size = basis.shape
-    return math.sqrt(features / width) * basis.double().cpu() @ spread_basis(width, size).T
+    return math.sqrt(features / width) * basis.double().cpu() @ spread_basis(width, size, centred).T
 
 
 def folded(model: nn.Module, streams: Sequence[Stream]) -> nn.Module:
@@ -69,7 +75,7 @@ def folded(model: nn.Module, streams: Sequence[Stream]) -> nn.Module:
             for name in stream.norms:
                 norm: Any = made.get_submodule(name)
                 norm.weight.fill_(1.0)
-                if norm.bias is not None:
+                if getattr(norm, "bias", None) is not None:
                     norm.bias.zero_()
     return made
 
@@ -77,11 +83,11 @@ def folded(model: nn.Module, streams: Sequence[Stream]) -> nn.Module:
 def turned(plain: nn.Module, stream: Stream, basis: Tensor, width: int, attributes: bool = True) -> nn.Module:
     """A copy of a model (`folded` before) whose stream has `width` features: the directions of `basis` (d, k).
 
-    k < width and the columns of `basis` are orthonormal and orthogonal to the ones. With k = d - 1 the function is the
-    same. `attributes`: integers of the modules around that say the width follow.
+    The columns of `basis` are orthonormal, and of a centred stream orthogonal to the ones. With k as large as it can be
+    the function is the same. `attributes`: integers of the modules around that say the width follow.
     """
     made = copy.deepcopy(plain)
-    write, read = writing(basis, width), reading(basis, width)
+    write, read = writing(basis, width, stream.centred), reading(basis, width, stream.centred)
     for layer in stream.layers:
         module: Any = made.get_submodule(layer)
         weight: Any = module.weight
@@ -116,18 +122,18 @@ def refusal(model: nn.Module, stream: Stream, inputs: Any) -> str | None:
     """Why the stream cannot be turned, from dry runs: in double precision, on the CPU, on two samples of `inputs`.
 
     The stream is turned by a random rotation and made wider, which leaves the outputs as they are (to 1e-9 of the
-    largest) if everything about it was understood; once with the model's own numbers, once with others, so that no
+    largest, behind RMSNorms to ROUNDED) if everything about it was understood; once with the model's own numbers, once with others, so that no
     number that happens to be 0 or 1 hides anything. None where the outputs stay.
     """
     generator = torch.Generator().manual_seed(0)
     draw = torch.randn(stream.width, stream.width, generator=generator, dtype=torch.float64)
     draw[:, 0] = 1.0
-    basis = torch.linalg.qr(draw)[0][:, 1:]
+    basis = torch.linalg.qr(draw)[0][:, int(stream.centred) :]
     exact = copy.deepcopy(model).cpu().double()
     for stirred in (False, True):
         if stirred:
             _stir(exact, generator)
-        probe = Probe(exact, inputs)
+        probe = Probe(exact, inputs, None if stream.centred else ROUNDED)
         try:
             wide = turned(folded(exact, [stream]), stream, basis, stream.width + WIDE)
         except (RuntimeError, AttributeError, TypeError) as error:
@@ -150,7 +156,10 @@ def _stir(model: nn.Module, generator: torch.Generator) -> None:
 def _fold_norms(reader: Any, norms: Sequence[Any]) -> None:
     weight = reader.weight.detach().double()
     slope = torch.cat([norm.weight.detach().double() for norm in norms])
-    constants = [n.weight.new_zeros(len(n.weight)) if n.bias is None else n.bias.detach() for n in norms]
+    biases = [getattr(norm, "bias", None) for norm in norms]
+    constants = [
+        n.weight.new_zeros(len(n.weight)) if b is None else b.detach() for n, b in zip(norms, biases, strict=True)
+    ]
     gain = weight @ torch.cat(constants).to(weight)
     reader.weight.copy_(weight * slope.to(weight))
     if reader.bias is not None:
@@ -193,9 +202,10 @@ def _replace(owner: nn.Module, leaf: str, value: Tensor) -> None:
 
 def _widen(norm: Any, width: int) -> None:
     _replace(norm, "weight", norm.weight.new_ones(width))
-    if norm.bias is not None:
+    if getattr(norm, "bias", None) is not None:
         _replace(norm, "bias", norm.bias.new_zeros(width))
-    norm.normalized_shape = (width,)
+    if hasattr(norm, "normalized_shape"):
+        norm.normalized_shape = (width,)
 
 
 def _tell(model: nn.Module, stream: Stream, width: int) -> None:

@@ -56,9 +56,10 @@ def _without_change(probe: Probe, names: list[str], make: Callable[[list[str]], 
 class Probe:
     """Outputs of a model on two samples, to compare others with."""
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, limit: float | None = None) -> None:
+        """`limit`: how far outputs may move, as a share of the largest; None as the model's dtype rounds."""
         floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
-        self._limit = SAME[torch.float64 if floats == {torch.float64} else torch.float32]
+        self._limit = limit or SAME[torch.float64 if floats == {torch.float64} else torch.float32]
         error: Exception | None = None
         for given in (example_pair(inputs), inputs):
             for dtype in (torch.float64, torch.float32):

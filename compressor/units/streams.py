@@ -1,4 +1,4 @@
-"""Residual streams that only LayerNorms read: who writes them, which norms read them, and who reads the norms.
+"""Residual streams that only norms over their features read: who writes them, which norms, and who reads the norms.
 
 Such a stream may be turned by any rotation of its features (SliceGPT, Ashkboos et al. 2024, arXiv 2401.15024): what is
 found here is where the rotation must be written. Everything about a stream is read from the recorded program; what is
@@ -20,6 +20,7 @@ from compressor.units.heads import layouts
 from compressor.units.labels import compact
 from compressor.units.program import Program, named_state
 from compressor.units.propagate import Activation, Parameter, Product, Walk, leaves, operation_name
+from compressor.units.rms import rms_norms
 from compressor.units.rules import COPIES, MOVES, SPLITS
 from compressor.units.trace import spread_elements
 
@@ -53,6 +54,8 @@ class Stream:
     scales: tuple[tuple[str, tuple[str, ...]], ...]
     """Parameters that scale the output of a layer, feature by feature, before it is added; and that layer."""
     reads: tuple[Read, ...]
+    centred: bool = True
+    """Whether the norms take the mean away (LayerNorm) or not (RMSNorm)."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class _Draft:
     constants: list[str] = field(default_factory=list)
     scales: dict[str, str] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
+    centred: bool | None = None
     reason: str | None = None
 
 
@@ -117,9 +121,13 @@ class _Reading:
         self.drafts: list[_Draft] = []
         self.home: dict[int, int] = {}
         self.states: dict[Node, _State] = {}
+        self.rms = rms_norms(program, walk.parameters)
+        self.inner = {node for norm in self.rms.values() for node in norm.inner}
         for node in program.nodes:
             if node.op == "call_function" and operation_name(node) in LAYER_NORMS:
-                self._open(node)
+                self._open(node, node.args[0])
+            elif node in self.rms:
+                self._open(node, self.rms[node].x)
 
     def streams(self) -> tuple[list[Stream], dict[str, str]]:
         """See `find_streams`."""
@@ -142,14 +150,13 @@ class _Reading:
             found.append(
                 Stream(
                     draft.name, len(draft.line), tuple(draft.norms), tuple(draft.layers), constants, scales,
-                    tuple(draft.reads),
+                    tuple(draft.reads), draft.centred is not False,
                 )
             )  # fmt: skip
         return found, refused
 
-    def _open(self, node: Node) -> None:
-        """Every set of features that a LayerNorm reads is a stream to look at."""
-        source = node.args[0]
+    def _open(self, node: Node, source: Any) -> None:
+        """Every set of features that a norm reads is a stream to look at."""
         lines = self.walk.labels.get(source, []) if isinstance(source, Node) else []
         line = self._line(lines[0]) if lines else None
         if line is None or (line < 0).any():
@@ -194,7 +201,12 @@ class _Reading:
 
     def _step(self, node: Node) -> None:
         given = [self.states[n] for n in node.all_input_nodes if n in self.states]
-        if node in self.walk.products:
+        if node in self.inner:
+            return
+        if node in self.rms:
+            if self.rms[node].x in self.states:
+                self._norm(node, self.states[self.rms[node].x], self.rms[node].weight, centred=False)
+        elif node in self.walk.products:
             self._product(node, self.walk.products[node])
         elif operation_name(node) == "embedding" and self._written(node) is not None:
             self._layer(node, self.walk.parameters.get(node.args[0]))  # type: ignore[arg-type]
@@ -248,7 +260,8 @@ class _Reading:
             for other in given:
                 self._refuse(other.stream, f"`{name}` joins it with another stream")
         elif name in LAYER_NORMS:
-            self._norm(node, state)
+            weight = self.walk.parameters.get(node.args[2]) if len(node.args) > 2 else None  # type: ignore[arg-type]
+            self._norm(node, state, None if weight is None else weight.name, centred=True)
         elif name == "getitem" and operation_name(node.args[0]) in LAYER_NORMS:  # type: ignore[arg-type]
             if node.args[1] == 0:
                 self._keep(node, state)
@@ -271,16 +284,19 @@ class _Reading:
         """A mean that leaves the features apart: seen from its labels, and not over what is no token."""
         return self._written(node) is not None
 
-    def _norm(self, node: Node, state: _State) -> None:
-        weight = self.walk.parameters.get(node.args[2]) if len(node.args) > 2 else None  # type: ignore[arg-type]
-        name = "" if weight is None else weight.name.rpartition(".")[0]
-        module = self.modules.get(name)
+    def _norm(self, node: Node, state: _State, weight: str | None, centred: bool) -> None:
+        name, draft = (weight or "").rpartition(".")[0], self.drafts[state.stream]
+        own = dict(self.modules[name].named_parameters()) if name in self.modules else {}
+        known = self._plain(weight or "", (nn.LayerNorm,)) if centred else list(own) == ["weight"]
         if state.norms:
             self._refuse(state.stream, f"`{name or node.name}` reads what `{state.norms[0]}` gives")
-        elif not isinstance(module, nn.LayerNorm) or not self._plain(weight.name if weight else "", (nn.LayerNorm,)):
+        elif not known:
             self._refuse(state.stream, f"`{name or node.name}` reads it, a norm without a weight of its own")
+        elif draft.centred not in (None, centred):
+            self._refuse(state.stream, f"`{name}` and `{draft.norms[0]}` are norms of two kinds")
         else:
-            self.drafts[state.stream].norms.append(name)
+            draft.norms.append(name)
+            draft.centred = centred
             self._keep(node, _State(state.stream, (name,)))
 
     def _combined(self, node: Node, name: str, given: list[_State]) -> None:
@@ -323,7 +339,8 @@ class _Reading:
         """Feature axis of each constant and scale. Refuses a stream whose features lie where nothing was read."""
         reads = {f"{read.module}.weight" for read in draft.reads}
         writes = {f"{layer}.{leaf}" for layer in draft.layers for leaf in ("weight", "bias")}
-        known = {*reads, *writes, *draft.constants, *draft.scales}
+        weights = {f"{norm}.weight" for norm in draft.norms}
+        known = {*reads, *writes, *weights, *draft.constants, *draft.scales}
         modules = (*draft.norms, *draft.layers, *(read.module for read in draft.reads))
         twice = next((m for m in modules if self.program.calls.get(m, 0) != 1), None)
         if twice is not None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stream_nets import Tower, stirred, torchvision_vit
+from stream_nets import HandMade, Tower, stirred, torchvision_vit
 from torch import Tensor, nn
 
 from compressor.surgery.rotate import folded, reading, refusal, spread_basis, turned, writing
@@ -43,6 +43,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "tower": (Tower, rows),
     "scaled": (lambda: Tower(scale=True), rows),
     "beside": (lambda: Tower(beside=True), rows),
+    "rms": (lambda: Tower(scale=True, norm=nn.RMSNorm), rows),
     "torchvision": (torchvision_vit, images),
     "timm": (timm_vit, images),
     "vit": (lambda: hf("ViT"), images),
@@ -57,11 +58,11 @@ def only_stream(model: nn.Module, inputs: Tensor) -> Stream:
     return stream
 
 
-def orthonormal(width: int, size: int) -> Tensor:
-    """(width, size) random orthonormal columns orthogonal to the ones."""
+def orthonormal(width: int, size: int, centred: bool = True) -> Tensor:
+    """(width, size) random orthonormal columns, orthogonal to the ones if `centred`."""
     draw = torch.randn(width, width, dtype=torch.float64)
     draw[:, 0] = 1
-    return torch.linalg.qr(draw)[0][:, 1 : size + 1]
+    return torch.linalg.qr(draw)[0][:, int(centred) :][:, :size]
 
 
 def answers(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -78,7 +79,9 @@ def test_every_rotation_of_all_directions_leaves_the_outputs(name: str, more: in
     model, inputs = stirred(make()), draw()
     before = answers(model, inputs)
     stream = only_stream(model, inputs)
-    wide = turned(folded(model, [stream]), stream, orthonormal(stream.width, stream.width - 1), stream.width + more)
+    assert stream.centred == (name != "rms")
+    basis = orthonormal(stream.width, stream.width - stream.centred, stream.centred)
+    wide = turned(folded(model, [stream]), stream, basis, stream.width + more)
     after = answers(wide, inputs)
     assert float((after - before).abs().max()) <= 1e-10 * float(before.abs().max())
     assert float(before.std()) > 1e-3
@@ -104,6 +107,28 @@ def test_directions_that_nobody_writes_go_without_loss() -> None:
     assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in model.parameters())
     lossy = turned(folded(model, [stream]), stream, basis[:, :3], 4)
     assert float((answers(lossy, inputs) - before).abs().max()) > 1e-3 * float(before.abs().max())
+
+
+def test_an_rms_norm_written_by_hand_is_followed_up_to_its_own_rounding() -> None:
+    torch.manual_seed(1)
+    model, inputs = stirred(Tower(norm=HandMade)), rows()
+    stream = only_stream(model, inputs)
+    assert (stream.centred, stream.norms) == (False, ("blocks.0.norm", "blocks.1.norm", "norm"))
+    assert refusal(model, stream, inputs) is None
+    wide = turned(folded(model, [stream]), stream, orthonormal(8, 8, False), 11)
+    before = answers(model, inputs)
+    assert float((answers(wide, inputs) - before).abs().max()) <= 1e-6 * float(before.abs().max())
+    for wrong in (replace(stream, reads=stream.reads[1:]), replace(stream, norms=stream.norms[:1])):
+        assert (refusal(model, wrong, inputs) or "").startswith("dry run: ")
+
+
+def test_all_directions_of_a_stream_that_is_not_centred() -> None:
+    columns = spread_basis(7, 7, centred=False)
+    assert torch.allclose(columns.T @ columns, torch.eye(7, dtype=torch.float64), atol=1e-14)
+    basis, x = orthonormal(9, 6, False), torch.randn(9, 40, dtype=torch.float64)
+    z, part = writing(basis, 7, False) @ x, basis @ (basis.T @ x)
+    assert torch.allclose(z.square().mean(0), part.square().mean(0))
+    assert torch.allclose(reading(basis, 7, False) @ z, part)
 
 
 def test_what_is_written_and_read_has_the_mean_and_the_length_that_a_norm_needs() -> None:

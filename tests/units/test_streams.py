@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from stream_nets import Block, Tower, torchvision_vit
+from stream_nets import Block, HandMade, Norm, Tower, torchvision_vit
 from torch import Tensor, nn
 
 from compressor.units.streams import Stream, find_streams
@@ -47,6 +47,45 @@ def test_features_of_two_norms_read_side_by_side() -> None:
 
 def test_a_network_without_layer_norms_has_no_stream() -> None:
     assert found(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), rows()) == ([], {})
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, HandMade])
+def test_rms_norms_are_read_off_the_operations(norm: Norm) -> None:
+    (stream,), refused = found(Tower(norm=norm), rows())
+    assert (refused, stream.centred, stream.norms) == ({}, False, ("blocks.0.norm", "blocks.1.norm", "norm"))
+    assert [read.module for read in stream.reads] == ["blocks.0.up", "blocks.1.up", "head"]
+
+
+class Squared(HandMade):
+    """Divides by the mean square, not its root."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * (x.pow(2).mean(-1, keepdim=True) + self.eps).reciprocal())
+
+
+class OneMore(HandMade):
+    """Its weight counts from one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+class OverTokens(HandMade):
+    """Over the wrong dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + self.eps))
+
+
+@pytest.mark.parametrize("norm", [Squared, OneMore, OverTokens])
+def test_what_only_looks_like_an_rms_norm_is_none(norm: Norm) -> None:
+    assert found(Tower(norm=norm), rows()) == ([], {})
+
+
+def test_norms_of_two_kinds_on_one_stream_are_refused() -> None:
+    model = Tower(norm=nn.RMSNorm)
+    model.norm = nn.LayerNorm(8)
+    assert found(model, rows())[1] == {"stem": "`norm` and `blocks.0.norm` are norms of two kinds"}
 
 
 class PostNorm(Block):
