@@ -185,7 +185,8 @@ def frontier(
     unlabelled: Unlabelled = None, metric: MetricOption = None, metric_range: MetricRange = None,
     device: Device = "auto", seed: Seed = 0, resume: Resume = False,
     force: Force = False, keep_failed: KeepFailed = False, precision: Precisions = None,
-    latency_table: LatencyTable = None, memory: Memory = None, as_json: Json = False, trust_source: Trust = False,
+    latency_table: LatencyTable = None, memory: Memory = None, rotate: Rotate = None, as_json: Json = False,
+    trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Make networks of several sizes from one analysis, judge them together, and draw size against accuracy."""
     from compressor.frontier.folder import run
@@ -198,7 +199,7 @@ def frontier(
     wanted = Sizes(measure, parse_sizes(sizes), count)
     asked = (None, False, parse_align(align), device, seed, parse_recover(recover))
     options = Options(
-        max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table, parse_memory(memory)
+        max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table, parse_memory(memory), rotate
     )
     job = Job(
         model,

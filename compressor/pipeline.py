@@ -69,9 +69,7 @@ def _lossy(start: Start) -> Outcome:
         candidate, bench.outcome.latency = bench.made(options.keep[1])
         candidates = [candidate]
         bench.outcome.warnings += missed(bench.outcome.latency)
-        if bench.clock is None:
-            free = replace(bench.allocator, block=1).plan(*options.keep)
-            bench.outcome.unaligned = size_of(start.work, start.graph, free.kept)
+        bench.outcome.unaligned = bench.unaligned(options.keep[1])
     else:
         candidates = search(
             bench.builder,

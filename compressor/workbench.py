@@ -43,6 +43,7 @@ from compressor.stages import (
     working_copy,
 )
 from compressor.units.graph import UnitGraph
+from compressor.units.sizes import size_of
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import refuse_overlap
@@ -230,6 +231,13 @@ class Bench:
                 share, said = from_first(partial(self.clock.corrected, self.allocator, asked))
         built, tuned = self.builder(share)
         return Candidate(asked, built, tuned, 0.0), said
+
+    def unaligned(self, asked: float) -> dict[str, int] | None:
+        """The size that keeps `asked` of the measure where widths may be any number; None where the clock decides."""
+        if self.clock is not None:
+            return None
+        plan = replace(self.allocator, block=1).plan(self.measure, asked)
+        return size_of(self.start.work, self.start.graph, plan.kept)
 
     @property
     def smallest(self) -> float:

@@ -158,6 +158,22 @@ def test_the_command_line_writes_replays_and_loads_it(tower: Path, terminal: Ter
     assert "another request" in terminal.err
 
 
+def test_a_frontier_of_a_turned_network(tower: Path, terminal: Terminal, no_onnx: None) -> None:
+    """Every point is what `compress` gives at that size."""
+    asked = ["tower.py:net", "--data", "tower.py:data", "--rotate", "0.6", "--align", "1", "--max-drop", "20"]
+    terminal("frontier", *asked, "--sizes", "0.7,0.5", "--out", "several")
+    folders = sorted(path.parent for path in Path("several").rglob("record.json"))
+    assert len(folders) == 2
+    records = [json.loads((folder / "record.json").read_text()) for folder in folders]
+    assert all(record["rotation"]["streams"][0]["after"] == 5 for record in records)
+    assert terminal("compress", *asked, "--keep", "params=0.7", "--out", "one") in (0, 4), terminal.err
+    one = json.loads(Path("one/record.json").read_text())
+    assert one["compressed"] in [record["compressed"] for record in records]
+    assert replay(folders[0]).same
+    assert terminal("frontier", *asked, "--measure", "latency", "--out", "late") == 2
+    assert "use --measure macs" in terminal.err
+
+
 def test_the_report_says_what_was_not_turned(tower: Path, no_onnx: None) -> None:
     job = Job("tower.py:no_stream", "tower.py:data", Options(5.0, keep=("params", 0.7), rotate=0.5))
     assert run(job, "two").rotation is not None

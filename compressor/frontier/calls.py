@@ -33,6 +33,7 @@ def frontier(
     metric: Callable[..., Any] | None = None,
     metric_range: tuple[float, float] = (0.0, 1.0),
     memory: str | float | None = None,
+    rotate: float | None = None,
     device: str = "auto",
     seed: int = 0,
     report: Report = silent,
@@ -48,7 +49,8 @@ def frontier(
     asked = Sizes(measure, None if sizes is None else tuple(sizes), points)
     score = scored_by(metric, metric_range)
     chosen = (None, False, parse_align(align), device, seed, parse_recover(recover))
-    options = Options(max_drop, confidence, *chosen, score and score.name, metric_range, memory=parse_memory(memory))
+    limits = (metric_range, None, parse_memory(memory), rotate)
+    options = Options(max_drop, confidence, *chosen, score and score.name, *limits)
     refuse_unread(unlabelled, options)
     data = data_of(calibrate, tune, judge, seed=seed, unlabelled=unlabelled)
     found = trace(model, data, options, asked, report, score=score)

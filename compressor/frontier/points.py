@@ -48,12 +48,14 @@ def trace(
 ) -> Frontier:  # fmt: skip
     """Build and judge a network of every size; model and data are checked, observed and planned for once.
 
-    Raises UsageError for a size that cannot be built and for options that fix one (`keep`, `exact`), ModelError
-    where every unit is frozen.
+    Raises UsageError for a size that cannot be built and for options that fix one (`keep`, `exact`) or do not go
+    together, ModelError where every unit is frozen.
     """
     if options.exact or options.keep is not None:
         given = "--exact" if options.exact else "--keep"
         raise UsageError("frontier", given, "sizes of its own", "use --sizes, --points and --measure.")
+    if options.rotate is not None and sizes.measure == "latency":
+        raise UsageError("frontier", "--rotate with --measure latency", "params or macs", "use --measure macs.")
     started = time.perf_counter()
     start = prepare(model, data, options, report, answers, score)
     if start.frozen:
@@ -100,7 +102,9 @@ def _judged(
     for place, (candidate, verdict, timing) in enumerate(zip(candidates, verdicts, said, strict=True)):
         covered = place < len(reached)
         mine = {**rows[place], "judged": verdict.as_dict() if covered else None, "selected": True}
-        outcome = replace(base, search=[mine], latency=timing, warnings=[*base.warnings, *missed(timing)])
+        warnings = [*base.warnings, *missed(timing)]
+        free = bench.unaligned(candidate.share)
+        outcome = replace(base, search=[mine], latency=timing, unaligned=free, warnings=warnings)
         take(outcome, candidate.built, court, verdict)
         if not covered:
             outcome.warnings.append(UNCOVERED)

@@ -122,8 +122,8 @@ def refusal(model: nn.Module, stream: Stream, inputs: Any) -> str | None:
     """Why the stream cannot be turned, from dry runs: in double precision, on the CPU, on two samples of `inputs`.
 
     The stream is turned by a random rotation and made wider, which leaves the outputs as they are (to 1e-9 of the
-    largest, behind RMSNorms to ROUNDED) if everything about it was understood; once with the model's own numbers, once with others, so that no
-    number that happens to be 0 or 1 hides anything. None where the outputs stay.
+    largest, behind RMSNorms to ROUNDED) if everything about it was understood; once with the model's own numbers, once
+    with others, so that no number that happens to be 0 or 1 hides anything. None where the outputs stay.
     """
     generator = torch.Generator().manual_seed(0)
     draw = torch.randn(stream.width, stream.width, generator=generator, dtype=torch.float64)
