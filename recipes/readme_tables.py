@@ -113,12 +113,12 @@ def compare(contents: dict[str, dict[str, Any]]) -> str:
         bounds = "" if low is None else f" [{low:.2f}, {high:.2f}]"
         ratio = f"**{best['value']:.2f}**{bounds}"
         narrow = ", ".join(f"{row['lost']:.2f} ({row['ours_lost']:.2f}) at {row['share']:.0%}" for row in rows)
-        network = name.replace("_macs", "").replace(
-            "_recovered", f" (recovered, {content['recipe']['compress']['recover']})"
-        )
+        network = name.replace("_macs", "").replace("_lean", f" ({content['recipe']['model_args'].get('width')} as wide)")
+        network = network.replace("_recovered", f" (recovered, {content['recipe']['compress']['recover']})")
         head = f"| {network} | {content['measure']} | {seeds}"
         lines.append(f"{head} | {ours} | {peer} ({best['method']}) | {ratio} | {narrow} |")
-    plain = [c for name, c in contents.items() if c["measure"] == "params" and not name.endswith("_recovered")]
+    other = ("_recovered", "_lean")
+    plain = [c for name, c in contents.items() if c["measure"] == "params" and not name.endswith(other)]
     mean = statistics.geometric_mean(content["against"]["best_peer"]["value"] for content in plain)
     lines += ["", f"Geometric mean of peer / ours by parameters over these {len(plain)} networks: {mean:.2f}."]
     return "\n".join(lines)
