@@ -113,8 +113,9 @@ def compare(contents: dict[str, dict[str, Any]]) -> str:
         bounds = "" if low is None else f" [{low:.2f}, {high:.2f}]"
         ratio = f"**{best['value']:.2f}**{bounds}"
         narrow = ", ".join(f"{row['lost']:.2f} ({row['ours_lost']:.2f}) at {row['share']:.0%}" for row in rows)
-        network = name.replace("_macs", "").replace("_lean", f" ({content['recipe']['model_args'].get('width')} as wide)")
-        network = network.replace("_recovered", f" (recovered, {content['recipe']['compress']['recover']})")
+        recipe = content["recipe"]
+        network = name.replace("_macs", "").replace("_lean", f" ({recipe['model_args'].get('width')} as wide)")
+        network = network.replace("_recovered", f" (recovered, {recipe['compress']['recover']})")
         head = f"| {network} | {content['measure']} | {seeds}"
         lines.append(f"{head} | {ours} | {peer} ({best['method']}) | {ratio} | {narrow} |")
     other = ("_recovered", "_lean")
