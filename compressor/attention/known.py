@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from compressor.attention.causal_form import CausalAttention
 from compressor.attention.decoder_form import RotaryAttention
 from compressor.attention.dense import DenseAttention
 from compressor.attention.hand_form import HandAttention
@@ -14,9 +15,11 @@ from compressor.attention.hf_form import HFAttention
 from compressor.attention.swin_form import SwinAttention
 from compressor.attention.timm_form import TimmAttention
 from compressor.attention.torch_form import TorchAttention
+from compressor.attention.transposed import transposed_again
 
 FORMS: tuple[type[DenseAttention], ...] = (
-    TorchAttention, SwinAttention, TimmAttention, HFAttention, RotaryAttention, HandAttention,
+    TorchAttention, SwinAttention, TimmAttention, HFAttention, RotaryAttention, CausalAttention,
+    HandAttention,
 )  # fmt: skip
 
 
@@ -58,7 +61,8 @@ def attention_names(model: nn.Module) -> list[str]:
 
 
 def plain_again(small: nn.Module, original: nn.Module) -> nn.Module:
-    """`small` (changed in place) with every attention as wide as in `original` in the class it has there.
+    """`small` (changed in place) with every attention as wide as in `original` in the class it has there, and linear
+    layers that are transposed there so again.
 
     Where nothing about it changed, its numbers are those of `original`, bit by bit.
     """
@@ -75,7 +79,7 @@ def plain_again(small: nn.Module, original: nn.Module) -> nn.Module:
             dense.fill(plain)
         owner, _, leaf = name.rpartition(".")
         setattr(small.get_submodule(owner), leaf, plain.train(dense.training))
-    return small
+    return transposed_again(small, original)
 
 
 def _as_wide(one: DenseAttention, other: DenseAttention) -> bool:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from compressor.attention.dense import DenseAttention
 from compressor.attention.known import attention_names, reader_of, rewritten
 from compressor.attention.normal import concentrate
+from compressor.attention.transposed import straightened
 from compressor.units.check import sift
 from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
 
@@ -21,20 +22,24 @@ SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def with_dense_attention(model: nn.Module, inputs: Any, normal: bool = True) -> nn.Module:
-    """A copy of `model` with every known attention module in dense form; `model` itself where there is none.
+    """A copy of `model` with every known attention module in dense form, and transposed linear layers as plain ones;
+    `model` itself where there is neither.
 
     Proven on two samples of `inputs` in double precision (on the CPU): what would move an output stays as it is. With
     `normal`, what the weights alone prove surplus inside an attention is moved into zero dimensions and heads (see
     `attention.normal`). Raises ModelError where the model does not run.
     """
     names = attention_names(model)
-    if not names:
+    if not names and straightened(model) is model:
         return model
     probe = Probe(model, inputs)
     names = _without_change(probe, names, lambda some: rewritten(copy.deepcopy(model), some))
+    rest = rewritten(copy.deepcopy(model), names)
+    dense = straightened(rest)
+    if dense is not rest and probe.changed(dense):
+        dense = rest
     if not names:
-        return model
-    dense = rewritten(copy.deepcopy(model), names)
+        return model if dense is rest else dense
     if not normal:
         return dense
 

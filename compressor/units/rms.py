@@ -36,8 +36,8 @@ def rms_norms(program: Program, parameters: Mapping[Node, Parameter]) -> dict[No
 
 def _read(node: Node, parameters: Mapping[Node, Parameter]) -> RmsNorm | None:
     if operation_name(node) in FUSED:
-        weight = parameters.get(node.args[2]) if len(node.args) > 2 else None  # type: ignore[arg-type]
-        x = node.args[0]
+        x, scale = (*node.args, None, None, None)[0:3:2]
+        weight = parameters.get(scale) if isinstance(scale, Node) else None
         return RmsNorm(x, weight.name, frozenset()) if weight and weight.pure and isinstance(x, Node) else None
     for scale, scaled in _factors(node):
         weight = parameters.get(scale)
