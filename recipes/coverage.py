@@ -62,11 +62,18 @@ TRANSFORMERS_OF_TIMM = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_
                         "resmlp_12_224", "cait_xxs24_224", "xcit_nano_12_p16_224")  # fmt: skip
 _SMALL = "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4&intermediate_size=64"
 _TABLES = "vocab_size=60&max_position_embeddings=40"  # as small a part of the whole as in the full-sized networks
+_ENDS = "bos_token_id=0&eos_token_id=0"
 HF = {
     "bert": f"{_SMALL}&{_TABLES}", "roberta": f"{_SMALL}&{_TABLES}", "electra": f"{_SMALL}&{_TABLES}&embedding_size=32",
     "distilbert": f"weights=none&dim=32&n_layers=2&n_heads=4&hidden_dim=64&{_TABLES}",
     "albert": f"{_SMALL}&{_TABLES}&embedding_size=16", "mpnet": f"{_SMALL}&{_TABLES}",
     "vit": f"{_SMALL}&image_size=32&patch_size=8", "deit": f"{_SMALL}&image_size=32&patch_size=8",
+    "gpt2": f"weights=none&auto=GPT2LMHeadModel&n_embd=32&n_layer=2&n_head=4&n_positions=40&vocab_size=60&{_ENDS}",
+    "opt": f"{_SMALL}&{_TABLES}&auto=OPTForCausalLM&ffn_dim=64&word_embed_proj_dim=32",
+    "llama": f"{_SMALL}&{_TABLES}&auto=LlamaForCausalLM&num_key_value_heads=2",
+    "qwen3": f"{_SMALL}&{_TABLES}&auto=Qwen3ForCausalLM&num_key_value_heads=2&head_dim=8",
+    "gemma": f"{_SMALL}&{_TABLES}&auto=GemmaForCausalLM&num_key_value_heads=2&head_dim=8",
+    "granite": f"{_SMALL}&{_TABLES}&auto=GraniteForCausalLM&num_key_value_heads=2",
     "dinov2": "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4&image_size=28&patch_size=14",
 }  # fmt: skip
 

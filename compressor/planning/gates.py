@@ -31,12 +31,13 @@ def shut(
     but zero. `net` is in float64 and stays as it is; `batches` are inputs with their number of samples.
     """
     writers = [axis for axis in graph.axes if axis.role == "produces"]
-    moves = {axis.tensor: _moves(net, axis) for axis in writers if _tensor(net, axis.tensor).dim() > 1}
+    moves = {(a.tensor, a.axis): _moves(net, a) for a in writers if _tensor(net, a.tensor).dim() > 1}
     dead, alive = (np.zeros(graph.n_units + 1, dtype=bool) for _ in range(2))
     for axis in writers:
-        if axis.tensor in moves:
-            alive[axis.units[moves[axis.tensor]]] = True
-            dead[axis.units[~moves[axis.tensor]]] = True
+        if (axis.tensor, axis.axis) in moves:
+            rows = moves[axis.tensor, axis.axis]
+            alive[axis.units[rows]] = True
+            dead[axis.units[~rows]] = True
     tapped = np.zeros(graph.n_units + 1, dtype=bool)
     for group in graph.groups:
         tapped[group.units] = bool(spots.get(group.name))
@@ -48,7 +49,7 @@ def shut(
             break
         probe, generator = copy.deepcopy(net), torch.Generator().manual_seed(draw // 2)
         for axis in writers:
-            _draw(probe, axis, moves.get(f"{axis.tensor.rpartition('.')[0]}.weight"), found, draw, generator)
+            _draw(probe, axis, _of_weight(axis, moves), found, draw, generator)
         found[_not_zero(probe, graph, spots, batches)] = False
     return found[:-1]
 
@@ -60,6 +61,15 @@ def _tensor(net: nn.Module, name: str) -> Tensor:
 
 def _moves(net: nn.Module, axis: Axis) -> np.ndarray:
     return _tensor(net, axis.tensor).movedim(axis.axis, 0).flatten(1).any(1).cpu().numpy()
+
+
+def _of_weight(axis: Axis, moves: Mapping[tuple[str, int], np.ndarray]) -> np.ndarray | None:
+    """The rows of a weight that are not zero; for a bias those of its layer's weight. A weight tied to another's has
+    several axes that write units."""
+    weight = f"{axis.tensor.rpartition('.')[0]}.weight"
+    if (axis.tensor, axis.axis) in moves:
+        return moves[axis.tensor, axis.axis] if axis.tensor == weight else None
+    return next((rows for (name, _), rows in moves.items() if name == weight and len(rows) == len(axis.units)), None)
 
 
 def _draw(

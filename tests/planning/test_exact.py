@@ -188,6 +188,29 @@ def test_integer_inputs_and_hidden_units_of_a_transformer() -> None:
     assert gap(wide.model, small, torch.randint(30, (20, 9))) < 1e-10
 
 
+class Speaker(Tokens):
+    """Says the next number, by the embedding's own weight (as GPT-2 and many others do)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 30)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return self.head(self.norm(x + self.down(nn.functional.gelu(self.up(self.norm(x))))))
+
+
+def test_an_embedding_that_is_tied_to_the_output_is_no_hindrance() -> None:
+    torch.manual_seed(0)
+    lean, ids = Speaker().double(), torch.randint(30, (40, 9))
+    wide = planted.split(lean, trace(lean, ids), {"up": {3: 4, 7: 2}})
+    small, plan = exact_compress(wide.model, trace(wide.model, ids), ids)
+    assert removed(plan) == {"up": 4}
+    assert gap(wide.model, small, torch.randint(30, (20, 9))) < 1e-10
+    assert small.get_parameter("head.weight") is small.get_parameter("table.weight")
+
+
 class TwoReaders(nn.Module):
     """One stream, read through two norms of which one silences a unit: as in densely connected networks."""
 
