@@ -87,6 +87,7 @@ def opened(bench: Bench) -> Courtroom:
         court = Courtroom(start)
     if start.score is None:
         _warn_of_training(outcome, court.original, bench.before)
+        _warn_of_features(outcome, court.original, start)
     elif court.original.labels is None:
         outcome.warnings.append("No labels: the score's targets are the original's own outputs.")
     return court
@@ -176,6 +177,20 @@ def _warn_of_copies(outcome: Outcome, start: Start) -> None:
         warning = near_copies_warning(data.judge, others if data.train is None else {**others, "train": data.train})
     if warning is not None:
         outcome.warnings.append(warning)
+
+
+def _warn_of_features(outcome: Outcome, judged: Outputs, start: Start) -> None:
+    """A warning where agreement is asked of answers whose units lie along the last of three dimensions: embeddings of
+    tokens, or scores in another order than (n, classes, positions)."""
+    shape = judged.logits.shape
+    if judged.labels is not None or len(shape) != 3 or shape[1] == shape[2]:
+        return
+    if any(g.frozen == "model output" and len(g.units) == shape[2] for g in start.graph.groups):
+        outcome.warnings.append(
+            f"Agreement says little here: outputs are {tuple(shape[1:])} for a sample, with their units in the last "
+            "dimension, and answers are compared along the first. Give a score (--metric, for embeddings "
+            "compressor.verify.scores:cosine), or return class scores as 'logits' of a dict."
+        )
 
 
 def _warn_of_training(outcome: Outcome, judged: Outputs, tuned: Outputs) -> None:

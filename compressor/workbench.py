@@ -44,7 +44,7 @@ from compressor.stages import (
 )
 from compressor.units.graph import UnitGraph
 from compressor.units.sizes import size_of
-from compressor.verify.accuracy import Outputs, outputs_of
+from compressor.verify.accuracy import Outputs, fitting_labels, outputs_of
 from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import refuse_overlap
 from compressor.verify.scores import Score
@@ -153,6 +153,8 @@ def _refuse_targets(part: Samples, probe: Outputs, judged: bool) -> None:
                 "--metric file.py:function, higher is better (`1 - error / limit` for a regression); where they are "
                 "class numbers, give them as whole numbers (`labels.long()`).",
             )  # fmt: skip
+    elif probe.logits.dim() > 2 and judged:
+        fitting_labels(part.labels, (len(part), *probe.logits.shape[1:]), f"{part.name}, labels")
     elif probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
         refuse_labels(part, probe.logits.shape[1])
 

@@ -78,6 +78,17 @@ def test_a_language_model_from_texts_to_a_bundle(folder: Path, terminal: Termina
     assert terminal("verify", "small", "--data", DATA) == 0
 
 
+def test_labels_that_do_not_fit_are_refused_before_any_work(folder: Path, terminal: Terminal) -> None:
+    (folder / "plain.py").write_text(NETWORK.replace('{"logits": self', "(self").replace("relu())}", "relu()))"))
+    model = ["plain.py:Speaker", "--checkpoint", "speaker.safetensors", "--keep", "params=0.7", "--out", "small"]
+    assert terminal("compress", *model, "--data", DATA) == 3
+    assert "calibrate data, labels: got shape" in " ".join(terminal.err.split())
+    assert "'logits' of (n, positions, classes)" in " ".join(terminal.err.split())
+    unlabelled = f"text:said.csv?tokenizer=words.txt&length={LENGTH}"
+    terminal("compress", *model, "--data", unlabelled, "--keep-failed", "--align", "1")
+    assert "Agreement says little here" in " ".join((terminal.out + terminal.err).split())
+
+
 def test_its_accuracy_is_that_of_a_plain_loop(folder: Path) -> None:
     from compressor.sources.checkpoint import load_state
     from compressor.verify.accuracy import accuracy as judged

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compressor.algebra.answers import chunk_of, class_scores, counted, hits
+from compressor.algebra.answers import chunk_of, counted, hits
 from compressor.errors import CompressorError, DataError, ModelError
 from compressor.observe import FREE_SHARE, empty_in_file, free_of, memory_of
 from compressor.sources.trees import first_not_finite, map_leaves
@@ -163,21 +163,26 @@ def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
 
     Positions of maps and texts may be left out (`answers.counted`), but not all of a sample.
     """
-    scores = class_scores(logits)
-    classes, expected = scores.shape[1], (scores.shape[0], *scores.shape[2:])
+    return fitting_labels(labels, logits.shape)
+
+
+def fitting_labels(labels: Tensor, shape: Sequence[int], where: str = "labels of the judged data") -> Tensor:
+    """The same for outputs of that shape, (n, C, ...); `where` is for messages."""
+    classes, positions = (shape[1] if len(shape) > 1 and shape[1] > 1 else 2), math.prod(shape[2:])
+    expected = (shape[0],) if positions == 1 else (shape[0], positions)
     flat = labels.flatten(1) if labels.ndim > 1 else labels
     flat = flat.squeeze(1) if flat.ndim == 2 and flat.shape[1] == 1 else flat
     if tuple(flat.shape) != expected:
         raise DataError(
-            "labels of the judged data",
-            f"shape {tuple(labels.shape)} for outputs of shape {tuple(logits.shape)}",
+            where,
+            f"shape {tuple(labels.shape)} for outputs of shape {tuple(shape)}",
             f"one class number per {'sample' if len(expected) == 1 else 'sample and position'}",
             "give class numbers (not one-hot vectors), or a model that answers one score per class: (n, classes, ...), "
             "or a dict with 'logits' of (n, positions, classes)",
         )
     if labels.is_floating_point() or labels.is_complex():
         raise DataError(
-            "labels of the judged data, sample 0",
+            f"{where}, sample 0",
             f"{labels.reshape(-1)[0].item()} ({labels.dtype})",
             "integer class numbers",
             "convert the labels, or judge agreement with the original instead of accuracy",
@@ -188,7 +193,7 @@ def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
     if bool(bad.any()):
         sample = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
         raise DataError(
-            f"labels of the judged data, sample {sample}",
+            f"{where}, sample {sample}",
             f"label {int(flat[sample][bad[sample]].reshape(-1)[0])}",
             f"0 to {classes - 1} (the network has {classes} outputs)",
             "check that data and model belong together, and that labels count from 0",
@@ -196,7 +201,7 @@ def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
     empty = ~counts.reshape(len(counts), -1).any(1)
     if bool(empty.any()):
         raise DataError(
-            f"labels of the judged data, sample {int(empty.nonzero()[0])}", "no position that counts",
+            f"{where}, sample {int(empty.nonzero()[0])}", "no position that counts",
             "at least one label that is not left out", "leave such samples out of the data",
         )  # fmt: skip
     return flat
