@@ -149,7 +149,7 @@ def compared(before: Outputs, after: Outputs, score: Score | None = None) -> Tun
         change = hits(after.logits, answered(class_scores(before.logits))[0]).numpy() - 1.0
     else:
         change = (hits(after.logits, before.labels) - hits(before.logits, before.labels)).numpy()
-    return Tuned(-float(change[change < 0].sum()), float(change[change > 0].sum()), len(change))
+    return Tuned(float(abs(change[change < 0].sum())), float(change[change > 0].sum()), len(change))
 
 
 def search_row(

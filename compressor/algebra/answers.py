@@ -12,9 +12,10 @@ from compressor.algebra.probabilities import two_classes
 
 LEFT_OUT = -100
 """Label of a position that does not count: torch's `ignore_index`, and padding in transformers."""
-_NUMBERS = 2**22
 VOID = 255
 """The same in segmentation maps (borders, unlabelled ground) of up to 255 classes."""
+_NUMBERS = 2**22
+"""Scores that are worked on at a time."""
 
 
 def class_scores(logits: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def answered(scores: Tensor) -> tuple[Tensor, Tensor]:
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
     """(n,) float64 scores in [0, 1]: 1 where the label's score is largest; for maps the share of counted positions.
 
-    A sample whose scores are not finite counts as wrong.
+    A sample (of maps: a position) whose scores are not all finite counts as wrong.
     """
     scores = class_scores(logits)
     answers, finite = answered(scores)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, linear, scales
+from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hearing, hooked, linear, scales
 from compressor.attention.transposed import is_transposed, upright
 from compressor.errors import ModelError
 
@@ -39,7 +39,7 @@ class CausalAttention(DenseAttention):
         if layers is None:
             return f"attention heads ({name} with layers of another kind)"
         inner, behind = (module.attn_dropout.p, module.resid_dropout.p) if name == GPT2 else (module.dropout, 0.0)
-        scale = scales(float(module.scaling), module.num_heads, layers[0].weight)
+        scale = scales(_scaling(module), module.num_heads, layers[0].weight)
         return cls(*layers, scale, place=module.layer_idx, dropout=inner, out_dropout=behind)
 
     def fill(self, plain: Any) -> None:
@@ -74,8 +74,17 @@ class CausalAttention(DenseAttention):
         else:
             seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
             mask = additive(seen.tril() if q.shape[2] > 1 else seen, q.dtype, keeps=True)
-        features, pattern = self.mixed(q, k, v, mask)
+        features, pattern = self.mixed(q, k, v, mask, hears=hearing(attention_mask))
         return F.dropout(features, self.out_dropout, self.training), pattern
+
+
+def _scaling(module: Any) -> float:
+    """What logits are multiplied by; older versions of GPT-2 say it in three parts."""
+    known = getattr(module, "scaling", None)
+    if known is not None:
+        return float(known)
+    scale = module.head_dim**-0.5 if module.scale_attn_weights else 1.0
+    return scale / (module.layer_idx + 1) if module.scale_attn_by_inverse_layer_idx else scale
 
 
 def _fused(module: Any) -> list[nn.Linear] | None:

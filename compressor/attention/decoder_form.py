@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
+from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hearing, hooked, scales
 from compressor.errors import ModelError
 
 PATTERNS = {"llama": ("LlamaAttention", False), "qwen3": ("Qwen3Attention", True)}
@@ -135,4 +135,4 @@ class RotaryAttention(DenseAttention):
         elif self.causal:
             seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
             mask = additive(seen.tril() if q.shape[2] > 1 else seen, q.dtype, keeps=True)
-        return self.mixed(q, k, v, mask)
+        return self.mixed(q, k, v, mask, hears=hearing(attention_mask))

@@ -48,14 +48,19 @@ class DenseAttention(nn.Module):
         q, k, v = (swapped(layer(x).unflatten(-1, (count, -1))) for layer, x, count in parts)
         return q, k, v
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, *terms: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What `attend` returns, from what `projected` does; `terms` are added to the logits one by one."""
+    def mixed(
+        self, q: Tensor, k: Tensor, v: Tensor, *terms: Tensor | None, hears: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `attend` returns, from what `projected` does; `terms` are added to the logits one by one. `hears`
+        (broadcast to (N, H, T, 1)) is False for queries that see no key: they mix nothing.
+        """
         if self.shared > 1:
             k, v = (x[:, :, None].expand(-1, -1, self.shared, -1, -1).flatten(1, 2) for x in (k, v))
         logits = (q * self.scale[:, None, None]) @ k.transpose(-2, -1)
         for term in terms:
             logits = logits if term is None else logits + term
         pattern = torch.softmax(logits, -1)
+        pattern = pattern if hears is None else pattern * hears.to(pattern.dtype)
         mixed = F.dropout(pattern, self.dropout, self.training) @ v
         features = swapped(mixed).flatten(2)
         return (features if self.out is None else self.out(features)), pattern
@@ -121,9 +126,18 @@ def hooked(*modules: nn.Module) -> bool:
     return any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations") for m in modules)
 
 
+def hearing(mask: Tensor | None) -> Tensor | None:
+    """Which queries see a key at all, of a bool mask (True: kept): before left padding some do not, and torch's own
+    attention gives zeros for them. None for masks that are added as they are.
+    """
+    return mask.any(-1, keepdim=True) if mask is not None and mask.dtype == torch.bool else None
+
+
 def additive(mask: Tensor, dtype: torch.dtype, keeps: bool) -> Tensor:
-    """A mask as a term of the logits; of a bool mask, True means that a key is kept (`keeps`) or left out."""
+    """A mask as a term of the logits; of a bool mask, True means that a key is kept (`keeps`) or left out. The softmax
+    stays finite where all are left out.
+    """
     if mask.dtype == torch.bool:
         out = ~mask if keeps else mask
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(out, float("-inf"))
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(out, torch.finfo(dtype).min)
     return mask.to(dtype)

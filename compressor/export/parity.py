@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from compressor.errors import ModelError
 from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
 from compressor.export.session import OnnxModel
-from compressor.units.outputs import judged_part
+from compressor.units.outputs import classes_second, judged_part
 
 TOLERANCE = 1e-3
 """Largest error relative to the spread over inputs at which a file is called the same network."""
@@ -190,7 +190,7 @@ def _signal(expected: Tensor) -> tuple[float, bool]:
 def _answer(session: OnnxModel, part: Inputs) -> Tensor:
     rows = leaves(part)[0].shape[0]
     try:
-        return session(part).double()
+        return classes_second(session.judged, session(part)).double()
     except Exception as error:  # noqa: BLE001 (onnxruntime's errors have no common class but this)
         raise ModelError(
             f"'{session.path}' at batch size {rows}",

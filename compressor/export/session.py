@@ -13,7 +13,7 @@ from torch import Tensor
 from compressor.errors import UsageError
 from compressor.export.inputs import Inputs, leaves
 from compressor.foreign.files import open_session, session_options
-from compressor.units.outputs import classes_second, primary
+from compressor.units.outputs import primary
 
 __all__ = ["TYPES", "OnnxModel", "open_session", "session_options"]
 
@@ -52,8 +52,8 @@ class OnnxModel:
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """The judged output for a batch, on the device of its first tensor."""
-        result = classes_second(self.judged, torch.from_numpy(np.array(self.run(self.feed(inputs)))))
-        return result.to(leaves(inputs)[0].device)
+        result = self.run(self.feed(inputs))
+        return torch.from_numpy(np.array(result)).to(leaves(inputs)[0].device)
 
     def run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         """The judged output for what `feed` made."""

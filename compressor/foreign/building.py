@@ -92,9 +92,11 @@ class Building:
 
     def finished(self, outputs: dict[str, Any]) -> OnnxNetwork:
         """The network that answers these, in eval mode: a dict of them by name; one alone is a plain tensor, unless its
-        name says more (`logits`).
+        name says where its classes are (`logits` of three dimensions).
         """
-        self.graph.output(next(iter(outputs.values())) if len(outputs) == 1 and "logits" not in outputs else outputs)
+        dimensions = len(self.measured.model.graph.output[0].type.tensor_type.shape.dim)
+        plain = len(outputs) == 1 and not ("logits" in outputs and dimensions == 3)
+        self.graph.output(next(iter(outputs.values())) if plain else outputs)
         self.graph.lint()
         self.root.graph, self.root.inputs = self.graph, tuple(self.measured.inputs)
         return self.root.eval()

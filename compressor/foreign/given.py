@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.errors import SourceError
 from compressor.foreign.files import open_session
-from compressor.units.outputs import classes_second, primary
+from compressor.units.outputs import primary
 
 TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
          "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}  # fmt: skip
@@ -33,6 +33,7 @@ class GivenFile:
         self.outputs = {
             entry.name: "float" in entry.type or "double" in entry.type for entry in self._session.get_outputs()
         }
+        self.judged = primary(self.outputs)
         other = [f"'{name}'" for name, kind in self.inputs.items() if kind is None]
         if other or not all(self.shapes.values()):
             raise SourceError(
@@ -49,8 +50,7 @@ class GivenFile:
         leaves = [leaves] if isinstance(leaves, Tensor) else list(leaves)
         names = list(inputs) if isinstance(inputs, Mapping) else list(self.inputs)
         arrays = {name: leaf.detach().cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
-        judged = primary(self.outputs)
-        return classes_second(judged, torch.from_numpy(self.answers(arrays)[judged]))
+        return torch.from_numpy(self.answers(arrays)[self.judged])
 
     def answers(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs by name; a batch is cut into those that the file takes, the last one filled up."""

@@ -81,19 +81,17 @@ def parts(
     column, is_image = _input(where, first.features, given)
     prepare = _image(prepare_image()) if is_image else prepare_text()
     label = _column(where, first.features, given["label"]) or next((n for n in _LABELS if n in first.features), None)
+    if isinstance(prepare, Following) and given["label"] is not None:
+        prepare = prepare.tokens
     if isinstance(prepare, Following):
-        label, sets = None, {name: _predictable(found, column) for name, found in sets.items()}
+        label = None
+        sets = {name: rows.select(prepare.predictable(rows[column], where)) for name, rows in sets.items()}
     labels = None if label is None else _numbers(where, sets, label)
     rows = {name: Rows(found, column, prepare, label, labels) for name, found in sets.items()}
     known = {kind: rows[name] for kind, names in _SPLITS.items() for name in names if name in rows}
     if len(rows) == 1 or not known:
         return next(iter(rows.values()))
     return parts_of_splits(known)
-
-
-def _predictable(rows: Any, column: str) -> Any:
-    """Rows whose texts have a next token to predict."""
-    return rows.select([place for place, text in enumerate(rows[column]) if Following.predictable(text)])
 
 
 def _input(where: str, features: Any, given: Mapping[str, str | None]) -> tuple[str, bool]:

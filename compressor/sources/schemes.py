@@ -124,7 +124,12 @@ def _hfdata(asked: Asked) -> Any:
 def _webdataset(asked: Asked) -> Any:
     asked.allow("tokenizer", "length", "size", "label")
     asked.allow_next()
-    return shards.read(asked.where, asked.path, asked.prepare_text, asked.prepare_image)
+    found = shards.read(asked.where, asked.path, asked.prepare_text, asked.prepare_image)
+    if asked.word("label") == _NEXT and not found.predicts:
+        raise UsageError(
+            asked.where, "label=next, and no texts", "texts (.txt), whose tokens follow each other", "leave it out."
+        )
+    return found
 
 
 SCHEMES: Mapping[str, Callable[[Asked], Any]] = {

@@ -62,7 +62,8 @@ class Shards(Dataset[Any]):
 
     def __init__(self, where: str, samples: list[Sample], ending: str, prepare: Callable[[bytes], Any]) -> None:
         self.where, self.samples, self.ending, self.prepare = where, samples, ending, prepare
-        self.labels = None if _predicts(prepare) else _labels(where, samples)
+        self.predicts = isinstance(prepare, _Tokens) and isinstance(prepare.tokens, Following)
+        self.labels = None if self.predicts else _labels(where, samples)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -99,8 +100,9 @@ def read(
     if other is not None:
         raise DataError(f"{where}, sample {other.key!r}", f"no .{known[0]}", "one in every sample", "repair the shard.")
     prepare = _preparation(known[0], prepare_text, prepare_image)
-    if _predicts(prepare):
-        samples = [sample for sample in samples if Following.predictable(_words(sample.members[known[0]].read()))]
+    if isinstance(prepare, _Tokens) and isinstance(prepare.tokens, Following):
+        said = (sample.members[known[0]].read().decode("utf-8", "replace") for sample in samples)
+        samples = [samples[place] for place in prepare.tokens.predictable(said, where)]
     return Shards(where, samples, known[0], prepare)
 
 
@@ -122,16 +124,7 @@ class _Tokens:
     tokens: Callable[[str], Any]
 
     def __call__(self, content: bytes) -> Any:
-        return self.tokens(_words(content))
-
-
-def _words(content: bytes) -> str:
-    return content.decode("utf-8")
-
-
-def _predicts(prepare: Callable[[bytes], Any]) -> bool:
-    """Whether the labels are the texts' own next tokens."""
-    return isinstance(prepare, _Tokens) and isinstance(prepare.tokens, Following)
+        return self.tokens(content.decode("utf-8"))
 
 
 def _array(content: bytes) -> np.ndarray:

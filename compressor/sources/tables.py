@@ -123,10 +123,7 @@ def texts(path: Path, tokens: Callable[[str], Any]) -> Listed:
     words, labels = _columns(where, path, "text")
     if not isinstance(tokens, Following):
         return Listed(words, labels, tokens)
-    long = [text for text in words if tokens.predictable(text)]
-    if not long:
-        raise DataError(where, "texts of one word", "texts of two words at least", "give sentences to predict.")
-    return Listed(long, None, tokens)
+    return Listed([words[place] for place in tokens.predictable(words, where)], None, tokens)
 
 
 def _columns(where: str, path: Path, column: str) -> tuple[list[str], list[Any] | None]:

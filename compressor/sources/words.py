@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from compressor.algebra.answers import LEFT_OUT
-from compressor.errors import SourceError
+from compressor.errors import DataError, SourceError
 from compressor.sources.built import needed, short
 from compressor.sources.network import impatient
 
@@ -34,7 +34,7 @@ _MOST_LETTERS = 100
 class Following:
     """Text -> its tokens, and the token that follows each, (length,) int64: LEFT_OUT at the last one and at padding.
 
-    A text of one token has nothing to predict: give texts for which `predictable` holds.
+    A text of one token has nothing to predict: give those that `predictable` names.
     """
 
     tokens: Words | LibraryTokens
@@ -46,10 +46,12 @@ class Following:
         labels[:-1] = found["input_ids"][1:].masked_fill(found["attention_mask"][1:] == 0, LEFT_OUT)
         return found, labels
 
-    @staticmethod
-    def predictable(text: str) -> bool:
-        """Whether it has two words at least."""
-        return len(text.split(maxsplit=2)) > 1
+    def predictable(self, texts: Iterable[Any], where: str) -> list[int]:
+        """Places of the texts of two words and more (what is no text is left to who reads it). DataError for none."""
+        found = [n for n, text in enumerate(texts) if not isinstance(text, str) or len(text.split(maxsplit=2)) > 1]
+        if not found:
+            raise DataError(where, "texts of one word", "texts of two words at least", "give sentences to predict.")
+        return found
 
 
 class Words:

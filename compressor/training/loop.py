@@ -23,7 +23,7 @@ from compressor.training.augment import augmented, mixed, mixing
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
 from compressor.training.together import Team
 from compressor.units.modes import evaluating
-from compressor.units.outputs import judged_part
+from compressor.units.outputs import as_answered, judged_part
 
 Loss = Callable[[Any, Batch], Tensor]
 """(the network's output, the batch as the network saw it) -> mean loss per sample, a scalar."""
@@ -141,12 +141,18 @@ def train(
 
 def accuracy(model: nn.Module, samples: Samples, device: str | torch.device = "cpu", batch: int = 256) -> float:
     """Percentage of samples whose label is the largest output, in eval mode; the model's mode is restored."""
-    right = 0.0
+    right, single = 0.0, []
     with torch.no_grad(), evaluating(model):
         for part in batches(samples, batch, device):
             if part.labels is None:
                 raise DataError(samples.name, "no labels", "labels", "give a dataset of (input, label).")
-            right += float(hits(judged_part(forward(model, part.inputs))[0], part.labels).sum())
+            found = judged_part(forward(model, part.inputs))[0]
+            if found.numel() == len(found):  # all of them tell whether single answers are probabilities
+                single.append((found.flatten().cpu(), part.labels.cpu()))
+            else:
+                right += float(hits(found, part.labels).sum())
+    if single:
+        right += float(hits(torch.cat([f for f, _ in single]), torch.cat([labels for _, labels in single])).sum())
     return 100 * right / len(samples)
 
 
@@ -246,7 +252,7 @@ class _Run:
             total, seen = total + value * len(ids), seen + len(ids)
             labelled = self.team.size == 1 and batch.labels is not None and not batch.labels.is_floating_point()
             if labelled and batch.labels is not None:
-                right += float(hits(judged_part(output)[0].detach(), batch.labels).sum())
+                right += float(hits(_scores(judged_part(output)[0].detach()), batch.labels).sum())
             if self._is_time_to_ask():
                 self._ask()
             if progress is not None:
@@ -302,13 +308,22 @@ class _Run:
         return max(share, self.team.of_first((time.perf_counter() - self.started) / self.options.seconds))
 
 
+def _scores(found: Tensor) -> Tensor:
+    """Scores of two classes from single answers, which are trained as log odds; others as they are."""
+    if found.ndim > 1 and found.shape[1] > 1:
+        return found
+    return beside_zero(found[:, None] if found.ndim == 1 else found)
+
+
 def _against_labels(smoothing: float) -> Loss:
     def loss(output: Any, batch: Batch) -> Tensor:
         assert batch.labels is not None
-        found = judged_part(output)[0].float()
+        found, words = judged_part(output)
+        found = found.float()
         if batch.labels.is_floating_point():
-            return F.mse_loss(found, batch.labels.float().reshape(found.shape))
-        scores = beside_zero(found.reshape(len(found), 1)) if found.ndim == 1 or found.shape[1] == 1 else found
+            given = as_answered(found, words)
+            return F.mse_loss(given, batch.labels.float().reshape(given.shape))
+        scores = _scores(found)
         labels = batch.labels.masked_fill(~counted(batch.labels, scores.shape[1]), LEFT_OUT)
         return F.cross_entropy(scores, labels, label_smoothing=smoothing, ignore_index=LEFT_OUT)
 

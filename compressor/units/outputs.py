@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from compressor.errors import ModelError
 
+LAST = ", classes in its last dimension"
+"""How the words of `judged_part` end where it moved the classes."""
+
 
 def judged_part(answer: Any) -> tuple[Tensor, str]:
     """The tensor that is judged, and in words which: `logits` of a dict or record, else the first floating tensor.
@@ -24,8 +27,7 @@ def judged_part(answer: Any) -> tuple[Tensor, str]:
     name = primary({name: tensor.is_floating_point() for name, tensor in named.items()}) if named else ""
     if name == "logits":
         found = classes_second(name, named[name])
-        places = "" if found is named[name] else ", classes in its last dimension"
-        return found, f"'logits' of the output ({kind}){places}"
+        return found, f"'logits' of the output ({kind}){'' if found is named[name] else LAST}"
     if not named or not named[name].is_floating_point():
         raise ModelError(
             "output of the network",
@@ -42,6 +44,11 @@ def classes_second(name: str, answer: Tensor) -> Tensor:
     transformers that answer at every token.
     """
     return answer.movedim(-1, 1) if name == "logits" and answer.ndim == 3 else answer
+
+
+def as_answered(part: Tensor, words: str) -> Tensor:
+    """What `judged_part` gave, in the order of dimensions that the network answered in."""
+    return part.movedim(1, -1) if words.endswith(LAST) else part
 
 
 def named_outputs(outputs: Any) -> dict[str, Tensor]:

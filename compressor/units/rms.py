@@ -11,8 +11,6 @@ from compressor.units.program import Program
 from compressor.units.propagate import Parameter, operation_name
 from compressor.units.rules import COPIES
 
-FUSED = ("rms_norm", "_fused_rms_norm")
-
 
 @dataclass(frozen=True)
 class RmsNorm:
@@ -35,10 +33,6 @@ def rms_norms(program: Program, parameters: Mapping[Node, Parameter]) -> dict[No
 
 
 def _read(node: Node, parameters: Mapping[Node, Parameter]) -> RmsNorm | None:
-    if operation_name(node) in FUSED:
-        x, scale = (*node.args, None, None, None)[0:3:2]
-        weight = parameters.get(scale) if isinstance(scale, Node) else None
-        return RmsNorm(x, weight.name, frozenset()) if weight and weight.pure and isinstance(x, Node) else None
     for scale, scaled in _factors(node):
         weight = parameters.get(scale)
         inner: set[Node] = set()

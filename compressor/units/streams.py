@@ -273,6 +273,8 @@ class _Reading:
             self._combined(node, name, given)
         elif name == "cat" and len(given) == len(node.args[0]):  # type: ignore[arg-type]
             self._beside(node, given)
+        elif name in ("pow", "rsqrt") and not state.norms:
+            self._refuse(state.stream, "a norm by hand that is no RMSNorm with a plain weight of its own reads it")
         else:
             what = f"what `{state.norms[0]}` gives" if state.norms else "the stream"
             added = next((o for o in given if o.norms), None)

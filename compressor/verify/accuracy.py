@@ -1,6 +1,6 @@
 """Outputs of a network (or any callable) over samples, checked, and how right each of them is.
 
-Letters: n samples, C classes, P positions (of a segmentation map; absent for plain classification).
+Letters: n samples, C classes, P positions (of a segmentation map or a text; absent for plain classification).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compressor.algebra.answers import chunk_of, counted, hits
 from compressor.errors import CompressorError, DataError, ModelError
 from compressor.observe import FREE_SHARE, empty_in_file, free_of, memory_of
 from compressor.sources.trees import first_not_finite, map_leaves
-from compressor.units.outputs import judged_part
+from compressor.units.outputs import as_answered, judged_part
 from compressor.units.program import call_arguments
 
 FIRST = 32
@@ -55,6 +55,11 @@ class Outputs:
     dtype: torch.dtype
     batch_size: int = 0
 
+    @property
+    def answers(self) -> Tensor:
+        """(n, ...) in the order of dimensions that the network answered in, for scores of one's own."""
+        return as_answered(self.logits, self.judged)
+
 
 def outputs_of(
     network: nn.Module | Callable[[Any], Any],
@@ -88,7 +93,8 @@ def outputs_of(
             _refuse_nan(inputs, start)
             try:
                 answer = call(map_leaves(lambda leaf: _moved(leaf, device, dtype), inputs))
-                part, judged = judged_part(answer)
+                of_file = getattr(network, "judged", None) == "logits"  # an ONNX file gives this output alone
+                part, judged = judged_part({"logits": answer} if of_file else answer)
                 part = part.detach().cpu()
             except Exception as error:  # whatever the user's forward raises is reported as such
                 if out_of_memory(error) and len(ids) > 1:
@@ -138,7 +144,7 @@ class _Kept:
 def check_signal(found: Outputs, name: str = "original") -> None:
     """ModelError for outputs that are not finite, or (two samples and more) the same for all samples."""
     parts = found.logits.split(chunk_of(found.logits))
-    bad = torch.cat([~torch.isfinite(part).flatten(1).all(1) for part in parts])
+    bad = torch.cat([~torch.isfinite(part).reshape(len(part), -1).all(1) for part in parts])
     if bool(bad.any()):
         raise ModelError(
             f"output of the {name} network, sample {int(bad.nonzero()[0])}",

@@ -216,7 +216,8 @@ def _scored(
     metric: Score, original: Outputs | Tensor, compressed: Outputs | Tensor, labels: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per-sample scores of one's own, as shares of their range."""
-    before, after = same_shape(original, compressed)
+    same_shape(original, compressed)
+    before, after = (one.answers if isinstance(one, Outputs) else one for one in (original, compressed))
     truth = original.labels if labels is None and isinstance(original, Outputs) else labels
     targets = before if truth is None else truth
     return metric(before, targets), metric(after, targets)

@@ -83,8 +83,8 @@ class Score:
 
     def pair(self, before: Outputs, after: Outputs) -> tuple[np.ndarray, np.ndarray]:
         """The scores of both networks on the same samples."""
-        targets = before.logits if before.labels is None else before.labels
-        return self(before.logits, targets), self(after.logits, targets)
+        targets = before.answers if before.labels is None else before.labels
+        return self(before.answers, targets), self(after.answers, targets)
 
     def _asked(self, logits: Tensor, targets: Tensor) -> Any:
         if not isinstance(self.function, Metric):

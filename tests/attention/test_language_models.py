@@ -77,6 +77,25 @@ def test_the_form_that_is_worked_on_is_the_same_function_and_goes_back(kind: str
     assert not torch.equal(scores(again, inputs), before)
 
 
+@pytest.mark.parametrize("kind", ["GPT2", "OPT", "Llama", "Qwen3"])
+def test_texts_padded_on_the_left_are_answered_as_before(kind: str) -> None:
+    """The first tokens see no key at all; those of the text say, and go on saying, what they said."""
+    model, inputs = speaker(kind), texts(6)
+    left = {name: tensor.flip(1) for name, tensor in inputs.items()}
+    opened = with_dense_attention(model, left, normal=False)
+    assert len(attentions(opened)) == 2
+    real = left["attention_mask"].bool()
+    before, after = scores(model, left), scores(opened, left)
+    close = {"rtol": 0.0, "atol": EXACT.get(kind, 1e-5) * float(before[real].abs().max())}
+    torch.testing.assert_close(after[real], before[real], **close)
+    assert bool(torch.isfinite(after).all())
+    said = [
+        network.generate(**left, max_new_tokens=5, do_sample=False, pad_token_id=1)  # type: ignore[operator]
+        for network in (model, opened)
+    ]
+    assert torch.equal(*said)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_values_and_hidden_units_are_groups(kind: str) -> None:
     model = speaker(kind)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from compressor.errors import DataError, SourceError, UsageError
 from compressor.sources.data import load_data
+from compressor.sources.words import Following, Words
 
 datasets = pytest.importorskip("datasets")
 
@@ -50,6 +51,16 @@ def test_texts_whose_next_tokens_are_the_labels(folder: Path):
     inputs, labels = data.judge.batch([0])
     assert labels is not None
     assert torch.equal(labels[0, :4], inputs["input_ids"][0, 1:5])
+    speaker = Following(
+        Words((folder / "words.txt").read_text().split(), 8)
+    )  # of a model that predicts the next token: a column that is named wins
+    assert load_data("hfdata:said", base=folder, transform=speaker).judge.batch([0])[1].shape == (1, 8)  # type: ignore[union-attr]
+    table(range(60)).save_to_disk(folder / "sorted")
+    named = load_data(f"hfdata:sorted{WORDS}&label=label", base=folder, transform=speaker)
+    assert named.judge.batch([0])[1].shape == (1,)  # type: ignore[union-attr]
+    datasets.Dataset.from_dict({"text": ["alone"] * 9}).save_to_disk(folder / "short")
+    with pytest.raises(DataError, match="two words"):
+        load_data(f"hfdata:short{WORDS}&label=next", base=folder)
 
 
 def test_its_splits_are_the_parts_of_a_run(folder: Path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compressor.errors import CompressorError, DataError, SourceError
+from compressor.errors import CompressorError, DataError, SourceError, UsageError
 from compressor.sources import shards
 from compressor.sources.data import load_data
 from compressor.sources.samples import batches
@@ -74,6 +74,11 @@ def test_arrays_texts_and_words_as_labels(tmp_path: Path):
     assert sum(data.described["samples"].values()) == 12
     assert labels is not None
     assert labels.tolist() == [[*inputs["input_ids"][0, 1:3].tolist(), -100, -100]]
+    with pytest.raises(UsageError, match="label=next, and no texts"):
+        load_data("webdataset:rows.tar?label=next", base=tmp_path)
+    write(tmp_path / "short.tar", [(f"{i}.txt", b"alone") for i in range(12)])
+    with pytest.raises(DataError, match="two words"):
+        load_data("webdataset:short.tar?tokenizer=words.txt&label=next", base=tmp_path)
 
 
 def test_samples_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import DataError, ModelError
@@ -128,3 +130,37 @@ def test_augmentation_mirrors_and_moves_whole_images():
     for one in augmented(image, False, 1, draws):
         found |= {place for place, wanted in moved.items() if torch.equal(one, wanted)}
     assert found == set(moved)
+
+
+class Given(nn.Module):
+    """Answers what it is given, by one factor that can be trained."""
+
+    def __init__(self, named: bool = False) -> None:
+        super().__init__()
+        self.factor, self.named = nn.Parameter(torch.ones(())), named
+
+    def forward(self, x: Tensor) -> Any:
+        return {"logits": self.factor * x} if self.named else self.factor * x
+
+
+@pytest.mark.parametrize("batch", [16, 64, 512])
+def test_what_single_answers_mean_does_not_depend_on_the_batch(batch: int) -> None:
+    odds = torch.rand(300, 1, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.05
+    odds[17] = -1.0
+    assert accuracy(Given(), as_samples((odds, (odds[:, 0] > 0).long())), batch=batch) == 100
+
+
+def test_maps_of_two_classes_are_trained_by_one_score() -> None:
+    maps = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = (maps[:, 0] > 0).long()
+    labels[:, 0] = 255
+    made, report = train(Given(), as_samples((maps, labels)), TrainOptions(2, 16, 0.1))
+    assert report.train_accuracy == 100
+    assert report.losses[1] < report.losses[0]
+    assert accuracy(made, as_samples((maps, labels))) == 100
+
+
+def test_targets_that_are_numbers_are_compared_in_the_order_that_they_came_in() -> None:
+    answers = torch.randn(32, 5, 3, generator=torch.Generator().manual_seed(0))
+    _, report = train(Given(named=True), as_samples((answers, answers)), TrainOptions(1, 16, 1e-9))
+    assert report.losses[0] < 1e-12

@@ -280,3 +280,20 @@ def test_large_answers_come_in_small_batches(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("compressor.verify.accuracy.memory_of", lambda _: 64 * 8.0 * 600 * 4)
     outputs_of(wide, as_samples(data(60)[0]))
     assert sizes == [32, 8, 8, 8, 4]
+
+
+def test_a_score_of_one_s_own_reads_answers_as_the_network_gave_them() -> None:
+    from compressor.verify.judge import judge
+    from compressor.verify.scores import Score
+
+    targets = torch.randn(20, 3, 5)
+    found = outputs_of(lambda x: {"logits": x}, as_samples((targets, targets)))
+    assert found.logits.shape == (20, 5, 3)
+    assert torch.equal(found.answers, targets)
+    score = Score("near", lambda a, b: 1.0 - (a - b).abs().flatten(1).amax(1).clamp(max=1), 0.0, 1.0)
+    assert judge(found, found, metric=score).original == 100
+    assert score.pair(found, found)[0].tolist() == [1.0] * 20
+
+
+def test_single_answers_of_all_shapes_have_signal() -> None:
+    assert outputs_of(lambda x: x[:, 0], as_samples(data()[0])).logits.shape == (30,)
