@@ -324,7 +324,7 @@ def _against_labels(smoothing: float) -> Loss:
             given = as_answered(found, words)
             return F.mse_loss(given, batch.labels.float().reshape(given.shape))
         scores = _scores(found)
-        labels = batch.labels.masked_fill(~counted(batch.labels, scores.shape[1]), LEFT_OUT)
+        labels = batch.labels.long().masked_fill(~counted(batch.labels, scores.shape[1]), LEFT_OUT)
         return F.cross_entropy(scores, labels, label_smoothing=smoothing, ignore_index=LEFT_OUT)
 
     return loss

@@ -154,6 +154,7 @@ def test_maps_of_two_classes_are_trained_by_one_score() -> None:
     maps = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = (maps[:, 0] > 0).long()
     labels[:, 0] = 255
+    labels = labels.to(torch.uint8)  # as masks are stored
     made, report = train(Given(), as_samples((maps, labels)), TrainOptions(2, 16, 0.1))
     assert report.train_accuracy == 100
     assert report.losses[1] < report.losses[0]
