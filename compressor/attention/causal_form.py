@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hearing, hooked, linear, scales
+from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, linear, scales, term_and_hearing
 from compressor.attention.transposed import is_transposed, upright
 from compressor.errors import ModelError
 
@@ -69,12 +69,8 @@ class CausalAttention(DenseAttention):
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
         if past_key_values is not None:
             k, v = getattr(past_key_values, "self_attention_cache", past_key_values).update(k, v, self.place)
-        if attention_mask is not None:
-            mask = additive(attention_mask, q.dtype, keeps=True)
-        else:
-            seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-            mask = additive(seen.tril() if q.shape[2] > 1 else seen, q.dtype, keeps=True)
-        features, pattern = self.mixed(q, k, v, mask, hears=hearing(attention_mask))
+        mask, hears = term_and_hearing(attention_mask, q, k)
+        features, pattern = self.mixed(q, k, v, mask, hears=hears)
         return F.dropout(features, self.out_dropout, self.training), pattern
 
 

@@ -10,10 +10,9 @@ import inspect
 import textwrap
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hearing, hooked, scales
+from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
 from compressor.errors import ModelError
 
 PATTERNS = {"llama": ("LlamaAttention", False), "qwen3": ("Qwen3Attention", True)}
@@ -129,10 +128,5 @@ class RotaryAttention(DenseAttention):
         q, k = turn.apply_rotary_pos_emb(q, k, *position_embeddings)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.place)
-        mask = None
-        if attention_mask is not None:
-            mask = additive(attention_mask, q.dtype, keeps=True)
-        elif self.causal:
-            seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-            mask = additive(seen.tril() if q.shape[2] > 1 else seen, q.dtype, keeps=True)
-        return self.mixed(q, k, v, mask, hears=hearing(attention_mask))
+        mask, hears = term_and_hearing(attention_mask, q, k, self.causal)
+        return self.mixed(q, k, v, mask, hears=hears)

@@ -126,11 +126,20 @@ def hooked(*modules: nn.Module) -> bool:
     return any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations") for m in modules)
 
 
-def hearing(mask: Tensor | None) -> Tensor | None:
-    """Which queries see a key at all, of a bool mask (True: kept): before left padding some do not, and torch's own
-    attention gives zeros for them. None for masks that are added as they are.
+def term_and_hearing(
+    mask: Tensor | None, q: Tensor, k: Tensor, causal: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a decoder's mask adds to the logits of queries (N, H, T, Q) and keys (N, K, S, Q), and which queries see a
+    key at all: before left padding some do not, and torch's own attention gives zeros for them (None for masks that are
+    added as they are). Without a mask a query sees the keys up to its own place, or all where it is not `causal`.
     """
-    return mask.any(-1, keepdim=True) if mask is not None and mask.dtype == torch.bool else None
+    if mask is not None:
+        hears = mask.any(-1, keepdim=True) if mask.dtype == torch.bool else None
+        return additive(mask, q.dtype, keeps=True), hears
+    if not causal:
+        return None, None
+    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+    return additive(seen.tril() if q.shape[2] > 1 else seen, q.dtype, keeps=True), None
 
 
 def additive(mask: Tensor, dtype: torch.dtype, keeps: bool) -> Tensor:
