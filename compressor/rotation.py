@@ -80,7 +80,7 @@ def rotate(
         basis = from_first(lambda s=stream, r=readers, k=width - centred: shared_basis(r, s.width, k, s.centred).cpu())
         made = turned(made, stream, basis, width)
         turns |= {layer: writing(basis, width, centred) for layer in stream.layers}
-        told["streams"].append(_told(stream, widths[stream.name], basis, readers, seen))
+        told["streams"].append(_told(stream, width, basis, readers, seen))
     reference = Reference(plain, turns)
     shop = Workshop.open(made, find_units(made, samples, seed), samples, seed, likelihood, memory, reference)
     small = shop.build(Plan({}), report).requires_grad_(True)

@@ -10,7 +10,7 @@ from typing import Any
 from compressor.errors import UsageError
 from compressor.sources import hub_data, named, shards, tables
 from compressor.sources.factories import Argument, meant
-from compressor.sources.words import Following, LibraryTokens, Words, resized, tokens_of
+from compressor.sources.words import Following, TextReader, resized, tokens_of
 
 Transform = Callable[[Any], Any]
 _NUMBERS = ("size", "limit", "length")
@@ -63,11 +63,11 @@ class Asked:
     def prepare_image(self) -> Transform:
         """`size` (ImageNet's way at that size), else as the model's weights were trained, else ImageNet's at 224."""
         size, given = self.number("size"), self.transform
-        if given is not None and size is None and not isinstance(given, (Words, LibraryTokens, Following)):
+        if given is not None and size is None and not isinstance(given, TextReader):
             return given
         return named.imagenet_transform(size or 224)
 
-    def prepare_text(self) -> Words | LibraryTokens | Following:
+    def prepare_text(self) -> TextReader:
         """`tokenizer`, else that of the model's folder; with the next tokens as labels where the model predicts them,
         or `label=next` asks for them. UsageError where there is no tokenizer.
         """
@@ -75,7 +75,7 @@ class Asked:
         if name is not None:
             tokens = tokens_of(name, length, self.base, self.where)
             return Following(tokens) if isinstance(given, Following) or self.word("label") == _NEXT else tokens
-        if not isinstance(given, (Words, LibraryTokens, Following)):
+        if not isinstance(given, TextReader):
             raise UsageError(
                 self.where, "texts, and no tokenizer", "the one that the network was trained with",
                 "?tokenizer=FOLDER (as transformers saves one), or ?tokenizer=WORDS.txt (a word in each line).",

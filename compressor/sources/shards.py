@@ -62,7 +62,7 @@ class Shards(Dataset[Any]):
 
     def __init__(self, where: str, samples: list[Sample], ending: str, prepare: Callable[[bytes], Any]) -> None:
         self.where, self.samples, self.ending, self.prepare = where, samples, ending, prepare
-        self.predicts = isinstance(prepare, _Tokens) and isinstance(prepare.tokens, Following)
+        self.predicts = _following(prepare) is not None
         self.labels = None if self.predicts else _labels(where, samples)
 
     def __len__(self) -> int:
@@ -100,9 +100,10 @@ def read(
     if other is not None:
         raise DataError(f"{where}, sample {other.key!r}", f"no .{known[0]}", "one in every sample", "repair the shard.")
     prepare = _preparation(known[0], prepare_text, prepare_image)
-    if isinstance(prepare, _Tokens) and isinstance(prepare.tokens, Following):
+    following = _following(prepare)
+    if following is not None:
         said = (sample.members[known[0]].read().decode("utf-8", "replace") for sample in samples)
-        samples = [samples[place] for place in prepare.tokens.predictable(said, where)]
+        samples = [samples[place] for place in following.predictable(said, where)]
     return Shards(where, samples, known[0], prepare)
 
 
@@ -125,6 +126,12 @@ class _Tokens:
 
     def __call__(self, content: bytes) -> Any:
         return self.tokens(content.decode("utf-8"))
+
+
+def _following(prepare: Callable[[bytes], Any]) -> Following | None:
+    """What makes the next tokens the labels, if anything does."""
+    tokens = prepare.tokens if isinstance(prepare, _Tokens) else None
+    return tokens if isinstance(tokens, Following) else None
 
 
 def _array(content: bytes) -> np.ndarray:

@@ -83,11 +83,15 @@ class LibraryTokens:
         return _padded(found, self.length, self._padding)
 
 
+TextReader = Words | LibraryTokens | Following
+"""What makes numbers of texts."""
+
+
 @overload
 def resized(tokens: Following, length: int) -> Following: ...
 @overload
 def resized(tokens: Words | LibraryTokens, length: int) -> Words | LibraryTokens: ...
-def resized(tokens: Words | LibraryTokens | Following, length: int) -> Words | LibraryTokens | Following:
+def resized(tokens: TextReader, length: int) -> TextReader:
     """The same with texts of another length."""
     if isinstance(tokens, Following):
         return Following(resized(tokens.tokens, length))
