@@ -229,7 +229,7 @@ class Workshop:
         _, name, inputs, rows = min(short)
         which = "1 layer was" if len(short) == 1 else f"{len(short)} layers were"
         return (
-            f"{which} measured on fewer than {FEWEST_ROWS} rows for each of their inputs (worst: "
+            f"{which} measured on fewer than {FEWEST_ROWS} rows for each input (worst: "
             f"'{name}', {inputs:,} inputs on {rows:,} rows): what was folded there is uncertain. Calibrate on more."
         )
 
