@@ -100,8 +100,14 @@ def _silenced(quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def _group() -> Iterator[None]:
-    """The process group, each process on a device of its own; left at the end."""
+    """The process group, each process on a device of its own; left at the end, with the threads that carry it.
+
+    A function of `torch.distributed.nn` has the group of the time of its import as a default argument. Imported inside
+    (by `torch.export`) it would keep the group, and a thread of gloo that still holds a tensor when the interpreter
+    goes aborts the process: imported before.
+    """
     import torch
+    import torch.distributed.nn.functional  # pyright: ignore[reportUnusedImport]
     from torch import distributed
 
     devices, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
