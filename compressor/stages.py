@@ -208,6 +208,7 @@ class Workshop:
                     budget_bytes=half(self.memory),
                 )
                 self.used |= {"allowed": self.memory, "passes": self.statistics.passes, "batch": size}
+                self.used |= {"activations_in_files": self.statistics.in_files}
                 return
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or size == 1:

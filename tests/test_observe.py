@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.observe import Statistics, memory_of, observe, readers
+from compressor.observe.memory import overflowing
 from compressor.observe.passes import passes
 from compressor.observe.readers import TapReader
 from compressor.sources.samples import Batch, as_samples
@@ -237,6 +238,36 @@ def test_a_budget_splits_the_taps_over_passes_with_the_same_result() -> None:
     assert [name for part in parts for name in part] == list(sizes)
     assert all(len(part) == 1 or sum(r.bytes for r in part.values()) <= half for part in parts)
     assert memory_of(torch.device("cpu")) > 1e8
+
+
+@pytest.mark.parametrize("name", ["dense", "residual", "concat"])
+def test_activations_beyond_the_budget_wait_in_files_with_the_same_result(name: str) -> None:
+    model, x = planted.small(name)
+    _, plenty = seen(model, x)
+    _, little = seen(model, x, budget_bytes=2000.0)
+    assert plenty.in_files == 0 < little.in_files
+    assert apart(plenty, little) < 1e-12
+
+
+def test_a_change_in_place_is_noticed_where_the_tensor_itself_was_kept() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 7), nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = self.a(x).sigmoid()
+            return self.b(kept.clone()) * kept.mul_(2).sum()
+
+    model, x = Wrong().double(), torch.randn(8, 5, dtype=torch.float64)
+    for budget in (1e9, 0.0):
+        with overflowing(model, budget):
+            out = model(x)
+        if budget:
+            with pytest.raises(RuntimeError, match="in place"):
+                torch.autograd.grad(out.sum(), model.a.weight)
+        else:  # what is in a file is what was computed
+            torch.autograd.grad(out.sum(), model.a.weight)
 
 
 def test_bfloat16_forward_passes_give_nearly_the_same_sums() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from compressor.errors import CompressorError
 from compressor.observe.processes import processes
@@ -69,6 +72,44 @@ def empty_in_file(size: int, dtype: torch.dtype) -> Tensor:
             f"{size * dtype.itemsize / 1e9:.1f} GB more, for what does not fit in memory",
             "let TMPDIR name a folder on a larger disk, or give fewer samples.",
         ) from error  # fmt: skip
+
+
+class Overflow:
+    """What autograd keeps of a model's forward pass for its way back: so many bytes where they are, the rest in files.
+
+    The model's own weights, which autograd keeps as well, stay where they are and do not count.
+    """
+
+    def __init__(self, model: nn.Module, budget: float) -> None:
+        self.budget = budget
+        self.held = self.in_files = 0
+        self._own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+
+    def put(self, tensor: Tensor) -> tuple[Tensor, int, torch.device]:
+        """The tensor, or its copy in a file; its version, because autograd looks at that of its own tensors only."""
+        size = tensor.numel() * tensor.itemsize
+        own = tensor.untyped_storage().data_ptr() in self._own
+        if own or self.held + size <= self.budget:
+            self.held += 0 if own else size
+            return tensor, tensor._version, tensor.device
+        self.in_files += size
+        stored = in_file(tensor)
+        return stored, stored._version, tensor.device
+
+    def get(self, kept: tuple[Tensor, int, torch.device]) -> Tensor:
+        """The tensor as it was. RuntimeError where an operation in place has changed it since."""
+        tensor, version, device = kept
+        if tensor._version != version:
+            raise RuntimeError(f"a tensor of shape {tuple(tensor.shape)} that gradients need was changed in place")
+        return tensor.to(device)
+
+
+@contextmanager
+def overflowing(model: nn.Module, budget: float) -> Iterator[Overflow]:
+    """Autograd keeps at most `budget` bytes of what `model` computes inside, and the rest in files."""
+    room = Overflow(model, budget)
+    with saved_tensors_hooks(room.put, room.get):
+        yield room
 
 
 def _neighbours() -> int:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from compressor.algebra.moments import wide
 from compressor.observe.likelihood import CLASSES, Likelihood
-from compressor.observe.memory import FREE_SHARE, MEMORY_SHARE, free_of, memory_of
+from compressor.observe.memory import FREE_SHARE, MEMORY_SHARE, free_of, memory_of, overflowing
 from compressor.observe.processes import connected, in_step, least, processes
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
@@ -44,7 +44,8 @@ def observe(
     """Statistics of all (or the given) taps over `batches()` (objects with `ids`, `inputs`) on the model's device.
 
     One pass, unless the sums take more than `budget_bytes` (by default a quarter of the device's memory, and at most
-    half of what is free): then several, with the same result; what is done waits outside the device, or in a file. In a
+    half of what is free): then several, with the same result; what is done waits outside the device, or in a file.
+    Activations that the way back needs may take as much, and the rest of them waits in files. In a
     process group `batches` gives this process's share, `samples` counts all, and every process returns the sums of all.
     `autocast` (bfloat16) runs the forward pass in that precision, `likelihood` says what answers mean. The model's
     mode, hooks and grad flags are as before, also after an exception.
@@ -66,14 +67,16 @@ def observe(
         _begin(model, watchers, batches, device, autocast)
         with in_step(), watching(model, watchers, pairs), torch.enable_grad():
             likely = partial(likelihood.sampled, key=seed + 7919)
-            seen = _one_pass(model, watchers, batches, likely, step, autocast, list(pairs.values()))
+            seen, in_files = _one_pass(
+                model, watchers, batches, likely, budget_bytes, step, autocast, list(pairs.values())
+            )
         _agree(watchers.values(), device)
         found = Statistics({n: w.statistics for n, w in watchers.items() if w.statistics is not None}, seen)
         found.pairs = {name: watcher.statistics for name, watcher in pairs.items()}
         for one in found.taps.values():
             one.samples = seen
         found = found.all_reduced()
-        result.samples = found.samples
+        result.samples, result.in_files = found.samples, max(in_files, result.in_files)
         result.pairs.update(found.pairs)
         result.taps.update(found.taps if len(parts) == 1 else {n: set_aside(s) for n, s in found.taps.items()})
     return result
@@ -94,18 +97,21 @@ def _one_pass(
     watchers: dict[str, Watcher],
     batches: Callable[[], Iterable[Any]],
     likely: Callable[[Tensor, Tensor], Tensor],
+    budget: float,
     progress: Callable[[int], None] | None,
     autocast: torch.dtype | None,
     pairs: Sequence[PairWatcher] = (),
-) -> int:
-    seen = 0
+) -> tuple[int, int]:
+    """Samples seen, and the most bytes of activations that were in files at a time."""
+    seen = in_files = 0
     for batch in batches():
-        output = _forward(model, watchers, batch, autocast)
-        _gradients(likely(output, batch.ids), [*watchers.values(), *pairs])
-        seen += len(batch.ids)
+        with overflowing(model, budget) as room:
+            likelihood = likely(_forward(model, watchers, batch, autocast), batch.ids)
+        _gradients(likelihood, [*watchers.values(), *pairs])
+        seen, in_files = seen + len(batch.ids), max(in_files, room.in_files)
         if progress is not None:
             progress(len(batch.ids))
-    return seen
+    return seen, in_files
 
 
 def _forward(model: nn.Module, watchers: dict[str, Watcher], batch: Any, autocast: torch.dtype | None) -> Tensor:

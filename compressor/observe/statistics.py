@@ -52,6 +52,8 @@ class Statistics:
     pairs: dict[str, PairStatistics] = field(default_factory=dict)
     passes: int = 0
     """Readings of the data that were needed."""
+    in_files: int = 0
+    """Bytes of activations that waited in files for the way back, at most at a time."""
 
     def all_reduced(self) -> Statistics:
         """The sums over all processes, the same in each; itself without a process group.
