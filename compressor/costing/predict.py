@@ -5,17 +5,19 @@ F and B seconds of a forward and a backward pass for one sample, k the share of 
 widths shrink to sqrt(k)), and g, e, s the fitted rates of `costing.rates` (products, elimination, regression):
 
 * observe   N (F + B) + sum_t g(N/b, N r_t, D_t) + g(N/b, N p_t, O_t)
-* findings  (A + 2) min(N, 256) F: the units that are really ablated, A of them at most
+* findings  (A + 4 + log2 U) min(N, 256) F: the units that are really ablated, A of them at most and all removable ones
+            at once, and the bisection over the U live units, each beside the network as it is
 * paths     sum_t e(D_t) over taps that a live unit is read at
-* surgery   n F (1 + k) + sum_t [g(n/b, n r_t, D_t sqrt(k)) + 2 n r_t D_t O_t k / flops + 2 s(D_t sqrt(k))],
-            for one candidate, with n the samples that the fits need
+* surgery   (n + 2 b) F (1 + k) + sum_t [g(n/b, n r_t, D_t sqrt(k)) + g'(n r_t, (D_t + O_t) sqrt(k)) +
+            2 n r_t D_t O_t k / flops + 2 s(D_t sqrt(k))], for one candidate, with n the samples that the fits need:
+            g' is the linear part of g, for rows that are gathered; each network is recorded on a batch as well
 * verdict   J F (1 + k) with J judge samples
 
 Memory: the network three times (original, working copy, candidate) and the largest of: the sums of one pass,
 sum_t 8 (D_t^2 + O_t^2), over several passes where a quarter of the memory is less; the matrices of the largest
 elimination, 3 of 8 D^2 bytes beside its sums; the activations of the lock-step refit, where a quarter of the memory is
-less in files beyond it. Left out: alignment, export,
-recovery, and what the findings do beside ablating.
+less in files beyond it. Left out: alignment, export, recovery, what the findings do beside ablating, and what
+recording takes for each operation whatever its size.
 """
 
 from __future__ import annotations
@@ -74,11 +76,13 @@ def predicted(work: Work, rates: Rates, memory: float, keep: float = 0.5) -> Cos
         for tap in work.taps
     )
     live = [tap for tap in work.taps if tap.block]
+    bisected = math.log2(1 + sum(tap.regressors / tap.block for tap in live))
     seconds = {
         "observe": passes * n * (work.forward + work.backward) + products,
-        "findings": (ABLATED + 2) * min(n, ABLATION_SAMPLES) * work.forward,
+        "findings": (ABLATED + 4 + bisected) * min(n, ABLATION_SAMPLES) * work.forward,
         "paths": sum(rates.elimination(tap.regressors, tap.block) for tap in live),
-        "surgery": fitted * work.forward * (1 + keep) + sum(_refit(tap, work, rates, fitted, width) for tap in live),
+        "surgery": (fitted + 2 * work.batch) * work.forward * (1 + keep)
+        + sum(_refit(tap, work, rates, fitted, width) for tap in live),
         "verdict": work.judged * work.forward * (1 + keep),
     }
     widest = max((tap.regressors for tap in live), default=0)
@@ -104,4 +108,5 @@ def _refit(tap: TapWork, work: Work, rates: Rates, samples: int, width: float) -
     rows = samples * min(tap.positions, max(tap.rows, ROWS_PER_REGRESSOR * tap.regressors / samples))
     crossed = 2 * rows * regressors * width * tap.outputs / rates.flops
     summed = rates.products(math.ceil(samples / work.batch), rows, regressors)
-    return summed + crossed + 2 * rates.regression(regressors)
+    gathered = rates.gram[1] * rows * (regressors + width * tap.outputs)
+    return summed + gathered + crossed + 2 * rates.regression(regressors)

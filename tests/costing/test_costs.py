@@ -66,11 +66,12 @@ def test_the_sum_of_the_formulas() -> None:
     cost = predicted(work, ONES, 1e9, keep=0.25)
     grams = (2 * 16 + 60 * 4 + 60 * 16) + (2 * 4 + 100 * 2 + 100 * 4) + 2 * (2 * 4 + 20 * 2 + 20 * 4)
     assert cost.seconds["observe"] == 20 * 0.75 + grams
-    assert cost.seconds["findings"] == 26 * 20 * 0.5
+    assert cost.seconds["findings"] == (24 + 4 + math.log2(1 + 4)) * 20 * 0.5
     assert cost.seconds["paths"] == 4 + 16 + 64
     rows, size = 20 * 3.0, 2.0
     summed = 2 * size**2 + rows * size + rows * size**2
-    assert cost.seconds["surgery"] == 20 * 0.5 * 1.25 + summed + rows * size * 1.0 + 2 * (size**2 + size**3)
+    summed += rows * (size + 1.0) + rows * size * 1.0  # gathered, and multiplied with what the layer should give
+    assert cost.seconds["surgery"] == (20 + 2 * 10) * 0.5 * 1.25 + summed + 2 * (size**2 + size**3)
     assert cost.seconds["verdict"] == 8 * 0.5 * 1.25
     assert cost.bytes["networks"] == 1200
     assert cost.bytes["sums"] == 8 * (16 + 4 + 4 + 4)
