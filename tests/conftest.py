@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: two test processes share two cores (see addopts)
 sys.path.insert(0, str(Path(__file__).parent))
 
 from runs import Terminal, project
