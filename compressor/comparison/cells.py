@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,4 +108,4 @@ class Bench:
 
 def _part(found: Outputs, part: slice) -> Outputs:
     labels = None if found.labels is None else found.labels[part]
-    return Outputs(found.logits[part], labels, found.judged, found.dtype)
+    return replace(found, logits=found.logits[part], labels=labels)

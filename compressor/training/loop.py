@@ -318,10 +318,10 @@ def _scores(found: Tensor) -> Tensor:
 def _against_labels(smoothing: float) -> Loss:
     def loss(output: Any, batch: Batch) -> Tensor:
         assert batch.labels is not None
-        found, words = judged_part(output)
+        found, _, moved = judged_part(output)
         found = found.float()
         if batch.labels.is_floating_point():
-            given = as_answered(found, words)
+            given = as_answered(found, moved)
             return F.mse_loss(given, batch.labels.float().reshape(given.shape))
         scores = _scores(found)
         labels = batch.labels.long().masked_fill(~counted(batch.labels, scores.shape[1]), LEFT_OUT)

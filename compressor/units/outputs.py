@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from compressor.errors import ModelError
 
-LAST = ", classes in its last dimension"
-"""How the words of `judged_part` end where it moved the classes."""
+
+class Judged(NamedTuple):
+    """The tensor that is judged, in words which it is, and whether its classes were last and were moved."""
+
+    part: Tensor
+    words: str
+    moved: bool = False
 
 
-def judged_part(answer: Any) -> tuple[Tensor, str]:
-    """The tensor that is judged, and in words which: `logits` of a dict or record, else the first floating tensor.
+def judged_part(answer: Any) -> Judged:
+    """What is judged of an answer: `logits` of a dict or record, else the first floating tensor.
 
     Scores of classes have them in dimension 1 (see `classes_second`). Raises ModelError where there is none.
     """
     if isinstance(answer, Tensor):
-        return answer, "the output"
+        return Judged(answer, "the output")
     kind, items = type(answer).__name__, _items(answer)
     named = _named(items)
     name = primary({name: tensor.is_floating_point() for name, tensor in named.items()}) if named else ""
     if name == "logits":
         found = classes_second(name, named[name])
-        return found, f"'logits' of the output ({kind}){'' if found is named[name] else LAST}"
+        moved = found is not named[name]
+        words = f"'logits' of the output ({kind}){', classes in its last dimension' if moved else ''}"
+        return Judged(found, words, moved)
     if not named or not named[name].is_floating_point():
         raise ModelError(
             "output of the network",
@@ -36,7 +43,7 @@ def judged_part(answer: Any) -> tuple[Tensor, str]:
             "return the scores; name them 'logits' where there are several tensors",
         )
     place = f"'{name}'" if items[0][0] else f"tensor {list(named).index(name)}"
-    return named[name], f"{place} of the output ({kind}), its first floating tensor"
+    return Judged(named[name], f"{place} of the output ({kind}), its first floating tensor")
 
 
 def classes_second(name: str, answer: Tensor) -> Tensor:
@@ -46,9 +53,9 @@ def classes_second(name: str, answer: Tensor) -> Tensor:
     return answer.movedim(-1, 1) if name == "logits" and answer.ndim == 3 else answer
 
 
-def as_answered(part: Tensor, words: str) -> Tensor:
+def as_answered(part: Tensor, moved: bool) -> Tensor:
     """What `judged_part` gave, in the order of dimensions that the network answered in."""
-    return part.movedim(1, -1) if words.endswith(LAST) else part
+    return part.movedim(1, -1) if moved else part
 
 
 def named_outputs(outputs: Any) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ class Outputs:
     """What a network answered: `logits` (n, ...) on the CPU, in float32 or float64, and the samples' labels.
 
     `judged` says in words which part of the network's answer it is; `dtype` is that part's own dtype;
-    `batch_size` the largest one that fitted into memory.
+    `batch_size` the largest one that fitted into memory; `moved` says that the network answered with classes last.
     """
 
     logits: Tensor
@@ -54,11 +54,12 @@ class Outputs:
     judged: str
     dtype: torch.dtype
     batch_size: int = 0
+    moved: bool = False
 
     @property
     def answers(self) -> Tensor:
         """(n, ...) in the order of dimensions that the network answered in, for scores of one's own."""
-        return as_answered(self.logits, self.judged)
+        return as_answered(self.logits, self.moved)
 
 
 def outputs_of(
@@ -84,7 +85,7 @@ def outputs_of(
     call, device, dtype = _callable(network, device)
     kept: _Kept | None = None
     labels: list[Tensor] = []
-    judged, start, most = "", 0, max(1, batch_size)
+    judged, moved, start, most = "", False, 0, max(1, batch_size)
     size = min(most, FIRST)
     with _undisturbed(network, device):
         while start < len(samples):
@@ -94,7 +95,7 @@ def outputs_of(
             try:
                 answer = call(map_leaves(lambda leaf: _moved(leaf, device, dtype), inputs))
                 of_file = getattr(network, "judged", None) == "logits"  # an ONNX file gives this output alone
-                part, judged = judged_part({"logits": answer} if of_file else answer)
+                part, judged, moved = judged_part({"logits": answer} if of_file else answer)
                 part = part.detach().cpu()
             except Exception as error:  # whatever the user's forward raises is reported as such
                 if out_of_memory(error) and len(ids) > 1:
@@ -111,7 +112,7 @@ def outputs_of(
             labels += [] if truth is None else [torch.as_tensor(truth).detach().cpu()]
             start += len(ids)
     assert kept is not None
-    found = Outputs(kept.rows, torch.cat(labels) if labels else None, judged, kept.dtype, size)
+    found = Outputs(kept.rows, torch.cat(labels) if labels else None, judged, kept.dtype, size, moved)
     if check:
         check_signal(found, name)
     return found

@@ -61,7 +61,7 @@ class Kept:
 )
 def test_the_judged_part_is_said(wrap: Any, words: str) -> None:
     y = torch.randn(3, 4)
-    part, judged = judged_part(wrap(y))
+    part, judged, _ = judged_part(wrap(y))
     assert part is y
     assert judged.startswith(words)
 
@@ -75,13 +75,14 @@ def test_no_scores_are_refused(answer: Any) -> None:
 def test_logits_of_every_token_have_their_classes_last() -> None:
     """As those of transformers; a plain tensor (a map of one dimension) has its classes in dimension 1."""
     scores = torch.randn(2, 5, 7)
-    part, judged = judged_part({"logits": scores})
+    part, judged, moved = judged_part({"logits": scores})
+    assert moved
     assert torch.equal(part, scores.movedim(2, 1))
     assert judged == "'logits' of the output (dict), classes in its last dimension"
     assert judged_part(scores)[0] is scores
     assert judged_part({"scores": scores})[0] is scores
     maps = torch.randn(2, 3, 4, 4)
-    assert judged_part({"logits": maps}) == (maps, "'logits' of the output (dict)")
+    assert judged_part({"logits": maps}) == (maps, "'logits' of the output (dict)", False)
 
 
 def test_every_tensor_has_a_name() -> None:
