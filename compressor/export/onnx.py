@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.export.files import move, scratch_folder
 from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
-from compressor.export.parity import Parity, bare_copy, count_hooks, parity
+from compressor.export.parity import Parity, bare_copy, count_hooks, parity, run, whole_copy
 from compressor.export.session import OnnxModel
 from compressor.units.outputs import named_outputs
 
@@ -90,10 +90,8 @@ def export_onnx(
     """
     path = Path(path)
     names = _input_names(example_inputs)
-    twin = bare_copy(model, torch.float32)
-    hooks = count_hooks(model)
-    notes = [f"{hooks} hook(s) of the network are no part of the file"] if hooks else []
     example = as_float(mapped(_two_rows, example_inputs), torch.float32)
+    twin, notes = _exported_copy(model, example)
     network, outputs = _flat(twin, example)
     with scratch_folder(path.parent) as scratch:
         for exporter in ("dynamo", "torchscript"):
@@ -120,6 +118,17 @@ def export_onnx(
         "a network that one of torch's exporters takes",
         "see the reasons above.",
     )
+
+
+def _exported_copy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
+    """The network without the caller's hooks, unless they change what it answers; and what is to be said of them."""
+    bare, hooks = bare_copy(model, torch.float32), count_hooks(model)
+    if not hooks:
+        return bare, []
+    whole = whole_copy(model, torch.float32)
+    if torch.equal(run(bare, example), run(whole, example)):
+        return bare, [f"{hooks} hook(s) of the network are no part of the file: its answers are the same without them"]
+    return whole, [f"{hooks} hook(s) of the network change its answers: they are part of the file"]
 
 
 @contextlib.contextmanager

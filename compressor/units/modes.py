@@ -1,10 +1,11 @@
-"""Train and eval mode of a network's modules."""
+"""Train and eval mode of a network's modules, and its precision."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -18,3 +19,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`model` (changed in place) with its real numbers in another precision; complex ones stay, where `Module.to`
+    would drop their imaginary parts.
+    """
+    return model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
