@@ -76,7 +76,8 @@ def outputs_of(
 
     Tuples of inputs are handed to a module by position, dicts by keyword; a callable gets the whole tree.
     Floating inputs take the module's dtype. The module runs where it is, or as a copy on `device`; its modes
-    and the random state (`seed` is what it sees) come back as they were. A batch that does not fit into memory is halved, down to one.
+    and the random state (`seed` is what it sees) come back as they were. A batch that does not fit into memory is
+    halved, down to one.
 
     With `check` (for the original) ModelError for outputs that are not finite or the same for all samples.
     Always: DataError for no samples and for NaN in the inputs, ModelError where the network does not run.
