@@ -24,7 +24,17 @@ from compressor.records import SCHEMA_VERSION
 from compressor.report.frontier import FrontierRecord, checked_frontier, read_frontier
 from compressor.report.html import write_frontier
 from compressor.report.record import read_record
-from compressor.request import REQUEST, Job, begin, in_folder, loaded, note_request, same_request, short_name
+from compressor.request import (
+    REQUEST,
+    Job,
+    begin,
+    in_folder,
+    loaded,
+    note_request,
+    refuse_other_data,
+    same_request,
+    short_name,
+)
 from compressor.sources.data import Data
 from compressor.sources.models import LoadedModel
 from compressor.sources.network import cache_folder
@@ -68,6 +78,7 @@ def _finished(claim: Claim, job: Job) -> FrontierRecord | None:
             return None
         if hashes(folder) != read_record(folder / RECORD).files:
             return None
+    refuse_other_data(job, read_record(claim.path / found.points[0].folder / RECORD).data.marks)
     return found
 
 

@@ -21,7 +21,7 @@ def refuse_chance(network: nn.Module, samples: Samples, probe: Outputs) -> None:
     """ModelError for a network that draws numbers: with another random state it answers `samples` otherwise than
     `probe`, and neither a loss nor a file could be told from chance.
     """
-    changed = fidelity(probe, outputs_of(network, samples, seed=1)).max_relative_change
+    changed = _apart(probe, outputs_of(network, samples, seed=1))
     if changed > SAME:
         raise ModelError(
             "the network", f"answers that differ by {changed:.2g} of their spread when it is asked again, in eval mode",
@@ -39,8 +39,7 @@ def batch_warning(network: nn.Module, samples: Samples, probe: Outputs) -> str |
         alone = outputs_of(network, samples.take(range(count)), batch_size=1, check=False)
     except ModelError:
         return "The network does not run on a single sample: its verdict is one on the batches as they were judged."
-    among = replace(probe, logits=probe.logits[:count], labels=None)
-    changed = fidelity(among, replace(alone, labels=None)).max_relative_change
+    changed = _apart(replace(probe, logits=probe.logits[:count]), alone)
     if changed <= SAME:
         return None
     return (
@@ -48,3 +47,8 @@ def batch_warning(network: nn.Module, samples: Samples, probe: Outputs) -> str |
         "alone): the verdict holds for batches as they were judged only. A batch norm without running statistics, or a "
         "mean over the batch, does that."
     )
+
+
+def _apart(one: Outputs, other: Outputs) -> float:
+    """Largest change of an output, whatever labels came along."""
+    return fidelity(replace(one, labels=None), replace(other, labels=None)).max_relative_change
