@@ -23,6 +23,7 @@ with the same lines does the same.
 WINDOW = "sliding_window"
 """An argument that says how far back a query looks, which the mask says as well."""
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+ROTARY = "query and key dimensions with rotary positions"
 OTHERS = ("position_bias", "cache", "softcap", "is_causal")
 
 Norms = tuple[nn.Module, nn.Module] | None
@@ -65,7 +66,7 @@ class RotaryAttention(DenseAttention):
     Several query heads share one key / value head; queries and keys are turned by their positions.
     """
 
-    turned = True
+    fixed = ROTARY
 
     def __init__(
         self, *layers: Any, shared: int, home: str, place: int, causal: bool, norms: Norms = None, **options: Any

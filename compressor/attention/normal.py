@@ -68,7 +68,7 @@ class _Factors:
     """
 
     def __init__(self, attention: DenseAttention, reader: nn.Linear) -> None:
-        self.shared, self.turned = attention.shared, attention.turned
+        self.shared, self.fixed = attention.shared, attention.fixed is not None
         self.heads = len(attention.scale) // self.shared
         self.scale = attention.scale.double().cpu()
         self.k, self.v = (self._read(layer) for layer in (attention.k, attention.v))
@@ -91,12 +91,12 @@ class _Factors:
 
     def _forms(self) -> list[Tensor]:
         """(K, ·) what the logits of a head depend on. The key's bias moves all logits of a query alike: ignored,
-        but where positions are turned into it.
+        but where more is done with it (see `DenseAttention.fixed`).
         """
         scale = self.scale.reshape(self.heads, 1, -1, 1)
         q = (scale * self.q.unflatten(2, (self.shared, -1))).flatten(2)
         added = [] if self.added is None else [self.added.reshape(self.heads, -1)]
-        if self.turned:
+        if self.fixed:
             return [q.flatten(1), self.k.flatten(1), *added]
         generator = torch.Generator().manual_seed(1)
         key = torch.randn(self.k.shape[2] - 1, PROBES, generator=generator, dtype=torch.float64)
@@ -149,7 +149,7 @@ def concentrate(attention: DenseAttention, reader: nn.Linear) -> bool:
     for head in range(factors.heads):
         if value_ranks[head] == 0:
             factors.q[head], factors.k[head] = 0.0, 0.0
-        elif factors.turned:
+        elif factors.fixed:
             logit_ranks[head] = factors.k.shape[1]
         else:
             key, query, _, rank = ranked(factors.k[head], factors.q[head], tolerance)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import SwinTransformer
 
 import compressor
-from compressor.attention.decoder_form import RotaryAttention
+from compressor.attention.decoder_form import ROTARY, RotaryAttention
 from compressor.attention.dense import DenseAttention
 from compressor.attention.known import dense_form, plain_again
 from compressor.attention.swin_form import SwinAttention
@@ -20,7 +20,7 @@ from compressor.surgery.exact import exact_compress, moved
 from compressor.units.check import checked
 from compressor.units.cut import cut
 from compressor.units.dense import with_dense_attention
-from compressor.units.heads import TURNED, attentions
+from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
 FIRST = "features.1.0.attn"
@@ -153,7 +153,7 @@ def test_groups_of_a_decoder_and_why_queries_stay() -> None:
     sizes = {group.name: len(group.units) for group in graph.groups if group.frozen is None}
     assert sizes == {"attention.heads": 3, "attention.v": 4}
     why = {group.name: group.frozen for group in graph.groups}
-    assert why["attention.q"] == why["attention.k"] == TURNED
+    assert why["attention.q"] == why["attention.k"] == ROTARY
     small = cut(opened, graph, {"attention.heads": (0, 2), "attention.v": (0, 1, 3)})
     (attention,) = attentions(small).values()
     shapes = [tuple(attention.get_parameter(f"{leaf}.weight").shape) for leaf in ("q", "k", "v", "out")]
