@@ -9,9 +9,11 @@ from compressor.attention.dense import DenseAttention
 
 
 def heads_of(layer: nn.Linear, heads: int) -> tuple[Tensor, Tensor]:
-    """Views (H, D, E) and (H, D) of a layer's weight and bias, head by head; writing into them changes the layer."""
-    assert layer.bias is not None
-    return layer.weight.data.unflatten(0, (heads, -1)), layer.bias.data.unflatten(0, (heads, -1))
+    """Views (H, D, E) and (H, D) of a layer's weight and bias, head by head; writing into them changes the layer, but
+    for a bias that it does not have.
+    """
+    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.data
+    return layer.weight.data.unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
 
 
 def plant(attention: DenseAttention, reader: nn.Linear, seed: int = 0) -> None:

@@ -25,6 +25,8 @@ class DenseAttention(nn.Module):
     """Query heads for each key / value head; they stay or go together."""
     fixed: str | None = None
     """Why the query and key dimensions of a head stay, where they must: `q kᵀ` alone does not say what they do."""
+    by_head: tuple[str, ...] = ()
+    """Further weights, by their names in here, that have one row for each head, of no dimension of it."""
     read_by: str | None = None
     """Without `out`: the layer that reads the heads, by its name beside this module."""
 

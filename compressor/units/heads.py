@@ -32,6 +32,9 @@ def layouts(model: nn.Module, view: View) -> dict[str, Layout]:
     for name, attention in attentions(model).items():
         heads = len(attention.scale)
         several = heads // attention.shared
+        if view == "dimensions":
+            for weight in attention.by_head:
+                found[f"{name}.{weight}"] = Layout(np.full(heads, -1), "produces")
         for leaf, layer, count in (("q", attention.q, heads), ("k", attention.k, several), ("v", attention.v, several)):
             rows = layer.out_features
             weight = f"{name}.{leaf}.weight"
