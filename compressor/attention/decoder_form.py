@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
+from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, swapped, term_and_hearing
 from compressor.attention.fused import put_together, rows_apart, taken_apart
+from compressor.attention.head_norm import HeadNorm, fill_norm, headwise
 from compressor.attention.lines import Style, style_of
 from compressor.errors import ModelError
 
-OTHERS = ("position_bias", "cache", "softcap", "is_causal")
+OTHERS = ("position_bias", "cache", "softcap", "is_causal", "alibi")
 
 
 class RotaryAttention(DenseAttention):
@@ -30,7 +31,8 @@ class RotaryAttention(DenseAttention):
         self.turned = style.placed is None or bool(getattr(module, style.placed))
         self.turning = None if style.turned is None else int(getattr(module, style.turned))
         given = [copy.deepcopy(getattr(module, name, None)) for name in style.norms or ("", "")]
-        self.q_norm, self.k_norm = given
+        self.q_norm, self.k_norm = (headwise(norm) for norm in given)
+        self.normed_together = style.normed == "all"
 
     @classmethod
     def of(cls, module: Any) -> DenseAttention | str | None:
@@ -40,7 +42,7 @@ class RotaryAttention(DenseAttention):
         if style is None:
             return None
         parts: list[Any] = [getattr(module, name, None) for name in (*style.inputs, style.output)]
-        if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):
+        if not all(_is_linear(part, style) for part in parts) or hooked(module, *parts):
             return f"attention heads ({kind.__name__} with layers of another kind)"
         if getattr(module.config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
             return f"attention heads ({kind.__name__} with an implementation of its own)"
@@ -48,10 +50,10 @@ class RotaryAttention(DenseAttention):
         heads, shared = _heads(module, style)
         rows = _rows(module, style)
         layers = [copied(part) for part in inputs] if rows is None else taken_apart(inputs[0], rows)
-        return cls(
-            *layers, copied(output), scales(float(module.scaling), heads, output.weight), shared=shared, style=style,
-            module=module, dropout=module.attention_dropout,
-        )  # fmt: skip
+        scale = scales(float(getattr(module, style.scaling)), heads, output.weight)
+        dropout = module.attention_dropout  # Falcon has a layer for it, which it does not use
+        dropout = 0.0 if isinstance(dropout, nn.Module) else dropout
+        return cls(*layers, copied(output), scale, shared=shared, style=style, module=module, dropout=dropout)
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
@@ -65,7 +67,7 @@ class RotaryAttention(DenseAttention):
         copy_numbers(self.out, plain.get_submodule(self.style.output))  # type: ignore[arg-type]
         for name, norm in zip(self.style.norms or (), (self.q_norm, self.k_norm), strict=False):
             if norm is not None:
-                plain.get_submodule(name).load_state_dict(norm.state_dict())
+                fill_norm(norm, plain.get_submodule(name))
 
     def forward(
         self,
@@ -95,7 +97,16 @@ class RotaryAttention(DenseAttention):
 
     def _norm(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """(N, H, T, Q) behind the norm of queries or keys, if there is one."""
-        return x if norm is None else norm(x)
+        if norm is None or not self.normed_together:
+            return x if norm is None else norm(x)
+        return swapped(norm(swapped(x).flatten(2)).unflatten(-1, (x.shape[1], -1)))
+
+    def per_head(self) -> Tensor | None:
+        """(H, ·) the weights of norms that differ from head to head."""
+        if not isinstance(self.q_norm, HeadNorm) or not isinstance(self.k_norm, HeadNorm):
+            return None
+        keys = self.k_norm.weight.repeat_interleave(self.shared, 0)
+        return torch.cat([self.q_norm.weight, keys], dim=1)
 
     def _turn(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys with their positions, by the function that stands beside the class."""
@@ -109,14 +120,19 @@ class RotaryAttention(DenseAttention):
         return torch.cat([q, q_rest], dim=-1), torch.cat([k, k_rest], dim=-1)
 
 
+def _is_linear(part: Any, style: Style) -> bool:
+    return type(part) is nn.Linear or (isinstance(part, nn.Linear) and type(part).__name__ == style.linear)
+
+
 def _heads(module: Any, style: Style) -> tuple[int, int]:
     """How many query heads there are, and how many of them share a key / value head."""
     shared = int(getattr(module, "num_key_value_groups", 1))
-    size = int(getattr(module, style.size))
-    rows = len(module.get_submodule(style.inputs[0]).weight) // size
+    if style.keys is not None:
+        shared = module.num_heads // getattr(module, style.keys)
+    heads = len(module.get_submodule(style.inputs[0]).weight) // int(getattr(module, style.size))
     if len(style.inputs) == 1:  # G queries to one key and one value
-        rows = rows // (shared + 2) * shared
-    return rows, shared
+        heads = heads // (shared + 2) * shared
+    return heads, shared
 
 
 def _rows(module: Any, style: Style) -> tuple[Tensor, Tensor, Tensor] | None:

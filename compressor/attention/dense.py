@@ -25,6 +25,8 @@ class DenseAttention(nn.Module):
     """Query heads for each key / value head; they stay or go together."""
     turned: bool = False
     """Positions are turned into queries and keys (rotary): each of their dimensions has its place, and stays."""
+    normed_together: bool = False
+    """Queries and keys of all heads go through one norm: none of them may change, and no head may go."""
     read_by: str | None = None
     """Without `out`: the layer that reads the heads, by its name beside this module."""
 

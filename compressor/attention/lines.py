@@ -37,6 +37,12 @@ class Style:
     """Whether they take each head by itself, or all at once."""
     size: str = "head_dim"
     """Attribute with the dimensions of a head."""
+    scaling: str = "scaling"
+    """Attribute with what logits are multiplied by."""
+    keys: str | None = None
+    """Attribute with the number of key / value heads, where none says how many queries share one."""
+    linear: str | None = None
+    """A class of linear layers of its own that does what `nn.Linear` does."""
     turned: str | None = None
     """Attribute with the number of dimensions, the first ones, that positions are turned into, where the function that
     turns takes them alone.
@@ -48,7 +54,17 @@ class Style:
 STYLES = (
     Style("llama", "LlamaAttention"),
     Style("qwen3", "Qwen3Attention", norms=("q_norm", "k_norm")),
-)
+    Style("phi3", "Phi3Attention", inputs=("qkv_proj",)),
+    Style("gpt_neox", "GPTNeoXAttention", inputs=("query_key_value",), by_head=True, output="dense", size="head_size"),
+    Style("phi", "PhiAttention", output="dense", norms=("q_layernorm", "k_layernorm"), turned="rotary_ndims"),
+    Style("stablelm", "StableLmAttention", norms=("q_layernorm", "k_layernorm"), turned="rotary_ndims"),
+    Style("olmo2", "Olmo2Attention", norms=("q_norm", "k_norm"), normed="all"),
+    Style("smollm3", "SmolLM3Attention", placed="use_rope"),
+    Style(
+        "falcon", "FalconAttention", inputs=("query_key_value",), by_head=True, output="dense", keys="num_kv_heads",
+        scaling="inv_norm_factor", linear="FalconLinear",
+    ),
+)  # fmt: skip
 
 
 @functools.cache
