@@ -46,6 +46,8 @@ class RotaryAttention(DenseAttention):
             return f"attention heads ({kind.__name__} with layers of another kind)"
         if getattr(module.config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
             return f"attention heads ({kind.__name__} with an implementation of its own)"
+        if getattr(module.config, "alibi", False):
+            return f"attention heads ({kind.__name__} with distances added to its logits)"
         *inputs, output = parts
         heads, shared = _heads(module, style)
         rows = _rows(module, style)

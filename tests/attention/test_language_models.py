@@ -54,6 +54,7 @@ OF_EACH = {
 every other layer of SmolLM3 turns no positions in.
 """
 SPEAKING = ["GPT2", "Qwen3", "Phi3", "GPTNeoX", "Phi", "StableLm", "Olmo2", "SmolLM3", "Falcon"]
+BUNDLED = [*SPEAKING[:3], *(pytest.param(kind, marks=pytest.mark.slow) for kind in SPEAKING[3:])]
 
 
 def speaker(kind: str, dtype: torch.dtype = torch.float64) -> Any:
@@ -84,7 +85,7 @@ def test_the_form_that_is_worked_on_is_the_same_function_and_goes_back(kind: str
     opened = with_dense_attention(model, texts(2), normal=False)
     wanted = CausalAttention if kind in CAUSAL else RotaryAttention
     assert [type(found) for found in attentions(opened).values()] == [wanted] * 2
-    close = {"rtol": 0.0, "atol": EXACT.get(kind, 1e-5) * float(before.abs().max())}
+    close: dict[str, Any] = {"rtol": 0.0, "atol": EXACT.get(kind, 1e-5) * float(before.abs().max())}
     torch.testing.assert_close(scores(opened, inputs), before, **close)
     unpadded = {"input_ids": inputs["input_ids"]}
     torch.testing.assert_close(scores(opened, unpadded), scores(model, unpadded), **close)
@@ -105,7 +106,7 @@ def test_texts_padded_on_the_left_are_answered_as_before(kind: str) -> None:
     assert len(attentions(opened)) == 2
     real = left["attention_mask"].bool()
     before, after = scores(model, left), scores(opened, left)
-    close = {"rtol": 0.0, "atol": EXACT.get(kind, 1e-5) * float(before[real].abs().max())}
+    close: dict[str, Any] = {"rtol": 0.0, "atol": EXACT.get(kind, 1e-5) * float(before[real].abs().max())}
     torch.testing.assert_close(after[real], before[real], **close)
     assert bool(torch.isfinite(after).all())
     said = [
@@ -144,18 +145,30 @@ def test_one_with_fewer_heads_and_values_goes_on_as_it_reads(kind: str) -> None:
     torch.testing.assert_close(torch.stack(said.logits, 1).double(), whole[:, -6:-1], rtol=0.0, atol=close)
 
 
-@pytest.mark.parametrize("kind", SPEAKING)
-def test_a_smaller_one_is_bundled_and_speaks_with_and_without_a_cache(kind: str, tmp_path: Path, no_page: None) -> None:
+def faint(kind: str) -> Any:
+    """One whose last key / value head, and two values of the others, hardly say anything."""
     model = speaker(kind, torch.float32)
+    opened = with_dense_attention(model, texts(2), normal=False)
+    for attention in attentions(opened).values():
+        for rows in attention.v.parameters():
+            heads = rows.data.unflatten(0, (len(attention.scale) // attention.shared, -1))
+            heads[-1] *= 1e-3
+            heads[:, -2:] *= 1e-3
+    return plain_again(opened, model)
+
+
+@pytest.mark.parametrize("kind", BUNDLED)
+def test_a_smaller_one_is_bundled_and_speaks_with_and_without_a_cache(kind: str, tmp_path: Path, no_page: None) -> None:
+    model = faint(kind)
     inputs = texts(120, 8)
     labels = scores(model, inputs).argmax(-1)
-    result = compressor.compress(model, (inputs, labels), keep="params=0.6", align=1, max_drop=90.0)
+    result = compressor.compress(model, (inputs, labels), keep="params=0.85", align=1, max_drop=90.0)
     small: Any = result.model
     assert result.verdict is not None
     assert result.verdict.value == "passed"
-    assert result.record["compressed"]["params"] <= 0.6 * result.record["original"]["params"]
+    assert result.record["compressed"]["params"] <= 0.85 * result.record["original"]["params"]
     result.save(tmp_path / "small")
-    loaded = compressor.load(tmp_path / "small", factory=lambda: speaker(kind, torch.float32))
+    loaded = compressor.load(tmp_path / "small", factory=lambda: faint(kind))
     assert torch.equal(scores(loaded, inputs), scores(small, inputs))
     if kind == "GPT2":
         layer = loaded.get_submodule("transformer.h.0.mlp.c_fc")
