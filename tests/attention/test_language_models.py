@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from planted_attention import lively
+from planted_attention import lively, plant_shared
 from torch import Tensor, nn
 
 import compressor
 from compressor.attention.causal_form import CausalAttention
 from compressor.attention.decoder_form import RotaryAttention
 from compressor.attention.known import plain_again
+from compressor.surgery.exact import exact_compress
 from compressor.units.check import checked
 from compressor.units.cut import cut
 from compressor.units.dense import with_dense_attention
@@ -126,6 +127,23 @@ def test_heads_values_and_hidden_units_are_groups(kind: str) -> None:
     wanted = OF_EACH.get(kind, {"heads": 2, "v": 2})
     assert {end: ends.count(end) for end in ("heads", "q", "v") if end in ends} == wanted
     assert len(live) == sum(wanted.values()) + 2
+
+
+@pytest.mark.parametrize("kind", ["GPTNeoX", "Phi", "StableLm", "Falcon"])
+def test_planted_heads_and_values_of_a_whole_model_go(kind: str) -> None:
+    lean, inputs = speaker(kind), texts(24)
+    first = with_dense_attention(lean, texts(2), normal=False)
+    for attention in attentions(first).values():
+        plant_shared(attention)
+    wide = plain_again(first, lean)  # as a user would bring it
+    assert not attentions(wide)
+    opened = with_dense_attention(wide, texts(2))
+    small, plan = exact_compress(opened, trace(opened, texts(2)), inputs, effort=0.0)
+    assert plan.taken_back == ()
+    gone = [(fold.group.rpartition(".")[2], len(fold.dropped)) for fold in plan.folds]
+    assert gone == [("heads", 1), ("v", 1)] * 2
+    fresh = {"input_ids": inputs["input_ids"].flip(0)}
+    torch.testing.assert_close(scores(small, fresh), scores(wide, fresh), rtol=0.0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", SPEAKING)

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from planted_attention import heads_of, lively, plant
+from planted_attention import heads_of, lively, plant, plant_shared
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer
 
 import compressor
 from compressor.attention.decoder_form import RotaryAttention
-from compressor.attention.dense import DenseAttention
-from compressor.attention.head_norm import HeadNorm
 from compressor.attention.known import dense_form, plain_again
 from compressor.attention.swin_form import SwinAttention
 from compressor.surgery.exact import exact_compress, moved
@@ -179,19 +177,6 @@ def test_groups_of_a_decoder_and_why_queries_stay() -> None:
     shapes = [tuple(attention.get_parameter(f"{leaf}.weight").shape) for leaf in ("q", "k", "v", "out")]
     assert shapes == [(16, 24), (8, 24), (6, 24), (24, 12)]
     assert len(attention.scale) == 4
-
-
-def plant_shared(attention: DenseAttention) -> None:
-    """The last key / value head and its query heads become the first's; in each one value is spare."""
-    several = len(attention.scale) // attention.shared
-    for rows in attention.v.parameters():
-        heads = rows.data.unflatten(0, (several, -1))
-        for head in range(several - 1):
-            heads[head, head % 2] = 2 * heads[head, 2] - heads[head, 3]
-    for layer in (attention.q, attention.k, attention.v, attention.q_norm, attention.k_norm):
-        for rows in layer.parameters() if isinstance(layer, (nn.Linear, HeadNorm)) else ():
-            heads = rows.data.unflatten(0, (several, -1))
-            heads[-1] = heads[0]
 
 
 @pytest.mark.parametrize("family", ["Llama", *EXTRA])
