@@ -180,11 +180,12 @@ def test_a_smaller_one_is_bundled_and_speaks_with_and_without_a_cache(kind: str,
     model = faint(kind)
     inputs = texts(120, 8)
     labels = scores(model, inputs).argmax(-1)
-    result = compressor.compress(model, (inputs, labels), keep="params=0.85", align=1, max_drop=90.0)
+    share = 0.55 if kind == "Olmo2" else 0.85  # its heads stay, and hidden units go before its values do
+    result = compressor.compress(model, (inputs, labels), keep=f"params={share}", align=1, max_drop=90.0)
     small: Any = result.model
     assert result.verdict is not None
     assert result.verdict.value == "passed"
-    assert result.record["compressed"]["params"] <= 0.85 * result.record["original"]["params"]
+    assert result.record["compressed"]["params"] <= share * result.record["original"]["params"]
     result.save(tmp_path / "small")
     loaded = compressor.load(tmp_path / "small", factory=lambda: faint(kind))
     assert torch.equal(scores(loaded, inputs), scores(small, inputs))
