@@ -27,6 +27,8 @@ class DenseAttention(nn.Module):
     """Why the query and key dimensions of a head stay, where they must: `q kᵀ` alone does not say what they do."""
     by_head: tuple[str, ...] = ()
     """Further weights, by their names in here, that have one row for each head, of no dimension of it."""
+    normed_together: bool = False
+    """Queries and keys of all heads go through one norm: none of them may change, and no head may go."""
     read_by: str | None = None
     """Without `out`: the layer that reads the heads, by its name beside this module."""
 
