@@ -20,6 +20,7 @@ from compressor.sources.checkpoint import apply_state, file_sha256, load_state
 from compressor.sources.consent import named_by_user
 from compressor.sources.factories import Argument, Factory, find_factory, meant, split_query
 from compressor.sources.network import impatient
+from compressor.sources.refused import refuse_form
 
 _WHEN_PRETRAINED: Mapping[str, dict[str, Argument]] = {
     "googlenet": {"transform_input": True, "aux_logits": False},
@@ -281,6 +282,7 @@ def _not_a_model(spec: str, head: str, base: Path | None) -> SourceError | Usage
 
 def _checked_module(made: Any, spec: str) -> nn.Module:
     if isinstance(made, nn.Module):
+        refuse_form(made, f"model {spec!r}")
         return made.eval()
     raise SourceError(
         f"model {spec!r}",
