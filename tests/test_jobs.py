@@ -127,6 +127,18 @@ def test_an_error_after_the_start_leaves_nothing(home: Path) -> None:
     assert not (home / "out").exists()
 
 
+def test_a_fault_of_ours_leaves_nothing_either(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "finished", fault)
+        for _ in range(2):  # the second try needs no flag
+            with pytest.raises(ZeroDivisionError):
+                run(JOB, "out")
+    assert not (home / "out").exists()
+
+
 def test_a_failed_save_leaves_no_network(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise UsageError("writing 'report.html'", "no space left", "space", "make some.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.api import Result
-from compressor.errors import CompressorError, UsageError
+from compressor.errors import UsageError
 from compressor.export.files import OUTPUTS, Claim, write_json
 from compressor.frontier.points import Frontier, Point, trace
 from compressor.observe import from_first, only_first
@@ -39,8 +39,8 @@ def run(
     """Build and judge the networks of `job.sizes`, and write them below `out`.
 
     With `resume` a finished folder of the same request is returned as it is, a half-done one is done again; with
-    `force` an earlier frontier goes once model and data have been read. Raises CompressorErrors; the folder then
-    holds no network and no record of this job.
+    `force` an earlier frontier goes once model and data have been read. Raises CompressorErrors; after any error the
+    folder holds no network and no record of this job.
     """
     if job.sizes is None:
         raise UsageError("frontier", "no sizes", "sizes", "give Job(sizes=Sizes()).")
@@ -91,7 +91,7 @@ def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Repo
         seconds = {**found.seconds, "export": round(time.perf_counter() - begun, 3)}
         record = _assembled(job, found, records, seconds)
         only_first(lambda: _written(record, folder))
-    except CompressorError:
+    except Exception:  # as in `compressor.jobs`
         if claim is not None:
             _cleared(claim)
             claim.clear((REQUEST,))

@@ -146,12 +146,15 @@ def test_another_request_is_refused_and_replaced_by_force(home: Path) -> None:
     assert results(home / "out" / "params_0.5") == ["notes.txt"]
 
 
-def test_an_error_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [UsageError("writing 'frontier.html'", "no space left", "space", "make some."), ZeroDivisionError("ours")]
+)
+def test_an_error_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def full(*_: object) -> None:
-        raise UsageError("writing 'frontier.html'", "no space left", "space", "make some.")
+        raise error
 
     monkeypatch.setattr(folders, "write_frontier", full)
-    with pytest.raises(UsageError):
+    with pytest.raises(type(error)):
         run(JOB, "out")
     assert not (home / "out").exists()
 
