@@ -43,6 +43,7 @@ from compressor.units.check import certify, checked
 from compressor.units.dense import Probe, with_dense_attention
 from compressor.units.graph import UnitGraph, clusters
 from compressor.units.heads import attentions
+from compressor.units.modes import floating
 from compressor.units.program import Program, copied, record
 from compressor.units.sizes import Sizes, SizeTable
 from compressor.units.trace import trace
@@ -86,11 +87,6 @@ def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in work.parameters()):
         work = work.float()
     return work.requires_grad_(True)
-
-
-def floating(model: nn.Module) -> torch.dtype:
-    """The dtype in which inputs are handed to a model."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:

@@ -1,10 +1,11 @@
-"""Train and eval mode of a network's modules."""
+"""Train and eval mode of a network's modules, and the dtype of its inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -18,3 +19,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def floating(model: nn.Module) -> torch.dtype:
+    """The dtype in which inputs are handed to a model: that of its first floating parameter (others may be complex)."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
