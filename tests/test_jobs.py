@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import results
 
 from compressor import jobs
@@ -56,6 +57,17 @@ def test_the_same_request_gives_the_same_bytes(home: Path) -> None:
     assert timeless(home / "one") == timeless(home / "two")
     run(replace(JOB, options=replace(JOB.options, seed=1)), "three")
     assert timeless(home / "one") != timeless(home / "three")
+
+
+def test_the_set_of_weights_that_was_taken_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(home))
+    import net  # pyright: ignore[reportMissingImports]
+
+    torch.save({"model": net.net(seed=1).state_dict(), "ema": net.net().state_dict()}, home / "both.pt")
+    said: list[str] = []
+    record = run(replace(JOB, checkpoint="both.pt"), "out", report=lambda stage, _done: said.append(stage))
+    note = next(text for text in record.warnings if "'ema' was taken, not 'model'" in text)
+    assert f"note: {note}" in said
 
 
 def test_resume_of_a_finished_folder_computes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,8 @@ class LoadedModel:
     """Image -> input, as the weights were trained with."""
     checkpoint_sha256: str | None = None
     """Of the checkpoint file that was loaded into it."""
+    checkpoint_note: str | None = None
+    """Which of its sets of weights was taken, where it holds several."""
     trained: bool = True
     """False if the weights are as initialised: no checkpoint was given, none comes with the name."""
     vocabulary: int | None = None
@@ -135,8 +137,9 @@ def load_model(
             loaded = _from_factory(spec, head, arguments, base, trained=checkpoint is not None)
     if checkpoint is not None:
         path = (base or Path.cwd()) / Path(checkpoint).expanduser()
-        apply_state(loaded.model, load_state(path), where=f"checkpoint {path}")
-        loaded = replace(loaded, checkpoint_sha256=file_sha256(path))
+        state = load_state(path)
+        apply_state(loaded.model, state, where=f"checkpoint {path}")
+        loaded = replace(loaded, checkpoint_sha256=file_sha256(path), checkpoint_note=state.note)
     refuse_infinite_weights(loaded.model, spec)
     return loaded
 
