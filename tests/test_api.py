@@ -128,15 +128,18 @@ def test_graphs_of_fx_are_saved_and_loaded(tmp_path: Path) -> None:
 
 
 class Complex(nn.Module):
-    """Its first parameter is complex, and it does not run without the imaginary parts."""
+    """Its first parameter is complex, and it does not run where its double numbers are single ones."""
+
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.turn = nn.Parameter(torch.randn(12, 8, dtype=torch.cfloat, generator=torch.Generator().manual_seed(0)))
-        self.first, self.last = nn.Linear(6, 12), nn.Linear(8, 4)
+        self.turn = nn.Parameter(torch.randn(12, dtype=torch.cfloat, generator=torch.Generator().manual_seed(0)))
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.register_buffer("scale", torch.eye(4, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last((torch.relu(self.first(x)).to(torch.cfloat) @ self.turn).abs())
+        return (self.last(torch.relu(self.first(x)) * self.turn.abs()).double() @ self.scale).float()
 
 
 def test_a_network_that_does_not_export_is_a_result_all_the_same(tmp_path: Path) -> None:
