@@ -31,10 +31,10 @@ from compressor.sources.checkpoint import file_sha256
 from compressor.sources.data import load_data
 from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.samples import as_samples
-from compressor.stages import floating
 from compressor.units.check import checked
 from compressor.units.dense import with_dense_attention
 from compressor.units.inspect import describe
+from compressor.units.modes import floating
 from compressor.units.trace import trace
 from compressor.variants import write_variants
 from compressor.verification import ONNX, RECORD, allowed_by, open_bundle, original_of, recorded, score_of

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from compressor.errors import CompressorError, UsageError
 from compressor.flags import (
+    Again,
     Align,
     Checkpoint,
     Confidence,
@@ -82,7 +83,7 @@ def compress(
     model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None, max_drop: MaxDrop = 0.5,
     confidence: Confidence = 0.95, keep: Keep = None, exact: Exact = False, align: Align = "auto",
     recover: Recover = None, unlabelled: Unlabelled = None, metric: MetricOption = None,
-    metric_range: MetricRange = None, device: Device = "auto", seed: Seed = 0, resume: Resume = False,
+    metric_range: MetricRange = None, device: Device = "auto", seed: Seed = 0, resume: Again = False,
     force: Force = False, keep_failed: KeepFailed = False, precision: Precisions = None,
     latency_table: LatencyTable = None, memory: Memory = None, rotate: Rotate = None, as_json: Json = False,
     trust_source: Trust = False,
@@ -162,7 +163,7 @@ def capacity(
 @app.command()
 def analyze(
     model: Model, data: DataOption, out: Out, checkpoint: Checkpoint = None, device: Device = "auto", seed: Seed = 0,
-    memory: Memory = None, resume: Resume = False, force: Force = False, as_json: Json = False,
+    memory: Memory = None, resume: Again = False, force: Force = False, as_json: Json = False,
     trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Find removable and repeated units; nothing is changed."""
@@ -183,7 +184,7 @@ def frontier(
     measure: Annotated[str, typer.Option("--measure", help="what shares are of: params, macs or latency")] = "params",
     max_drop: MaxDrop = 0.5, confidence: Confidence = 0.95, align: Align = "auto", recover: Recover = None,
     unlabelled: Unlabelled = None, metric: MetricOption = None, metric_range: MetricRange = None,
-    device: Device = "auto", seed: Seed = 0, resume: Resume = False,
+    device: Device = "auto", seed: Seed = 0, resume: Again = False,
     force: Force = False, keep_failed: KeepFailed = False, precision: Precisions = None,
     latency_table: LatencyTable = None, memory: Memory = None, rotate: Rotate = None, as_json: Json = False,
     trust_source: Trust = False,

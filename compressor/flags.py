@@ -91,6 +91,11 @@ Memory = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Seed = Annotated[int, typer.Option("--seed", help="seed of every random choice")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on in this folder, or return its finished result")]
+Again = Annotated[
+    bool,
+    typer.Option("--resume", help="return this folder's finished result; a half-done one is made again, all of it"),
+]
+"""For what has no finished parts: networks are built from one analysis, and judged together before any is written."""
 Force = Annotated[bool, typer.Option("--force", help="replace an earlier result in this folder")]
 KeepFailed = Annotated[bool, typer.Option("--keep-failed", help="export even if the verdict failed")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]

@@ -13,7 +13,7 @@ from compressor import pipeline
 from compressor.api import finished
 from compressor.capacity.single import layers_of_one
 from compressor.deliver import write_record
-from compressor.errors import CompressorError, DataError, UsageError
+from compressor.errors import DataError, UsageError
 from compressor.export.files import OUTPUTS, Claim
 from compressor.observe import from_first, only_first
 from compressor.options import Options, parse_keep, parse_memory, parse_recover
@@ -72,8 +72,8 @@ def run(job: Job, out: str | Path, *, resume: bool = False, force: bool = False,
 
     With `resume` a finished folder of the same request is returned as it is, a half-done one goes on with what is
     there (the trained network). With `force` an earlier result goes once model and data have been read. In a process
-    group every process calls this: the first one claims the folder and writes. Raises CompressorErrors; a folder then
-    holds no network and no record of this job.
+    group every process calls this: the first one claims the folder and writes. Raises CompressorErrors; after any error
+    the folder holds no network and no record of this job.
     """
     return in_folder(
         out,
@@ -105,7 +105,7 @@ def _run(job: Job, folder: Path, claim: Claim | None, report: Report) -> Record:
         if job.analyze:
             return _analyzed(job, source, data, folder, report)
         return _compressed(job, source, model, data, folder, report)
-    except CompressorError:
+    except Exception:  # a fault of ours too: what is left of it would only stand in the way
         if claim is not None:
             claim.clear((RECORD, *OUTPUTS))
             if not (folder / ORIGINAL).is_file():

@@ -168,6 +168,8 @@ def loaded(job: Job, folder: Path, report: Report) -> tuple[Data, LoadedModel]:
     _refuse_own_inputs(job, folder)
     with in_turn():
         model = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
+        if model.checkpoint_note is not None:
+            report(f"{NOTE}{model.checkpoint_note}", 0.0)
         prepared: dict[str, Any] = {"seed": job.options.seed, "base": job.base, "transform": model.transform}
         data = load_data(job.data, **prepared)
         if job.unlabelled is not None:
@@ -230,6 +232,8 @@ def note_request(record: dict[str, Any], job: Job, loaded: LoadedModel) -> None:
     if job.weights is not None:
         record["options"]["checkpoint"] = str(job.weights.resolve())
         record["options"]["checkpoint_sha256"] = loaded.checkpoint_sha256
+    if loaded.checkpoint_note is not None:
+        record["warnings"].append(loaded.checkpoint_note)
     if not loaded.trained and job.train is None:
         record["warnings"].append("The network has no trained weights: figures say nothing about a trained one.")
 

@@ -43,7 +43,8 @@ from compressor.units.check import certify, checked
 from compressor.units.dense import Probe, with_dense_attention
 from compressor.units.graph import UnitGraph, clusters
 from compressor.units.heads import attentions
-from compressor.units.program import Program, record
+from compressor.units.modes import floating
+from compressor.units.program import Program, copied, record
 from compressor.units.sizes import Sizes, SizeTable
 from compressor.units.trace import trace
 from compressor.verify.accuracy import out_of_memory
@@ -82,15 +83,10 @@ def pick_device(name: str) -> torch.device:
 
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy in eval mode on the device; half precision becomes float32; every parameter takes gradients."""
-    work = copy.deepcopy(model).eval().to(device)
+    work = copied(model).to(device)
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in work.parameters()):
         work = work.float()
     return work.requires_grad_(True)
-
-
-def floating(model: nn.Module) -> torch.dtype:
-    """The dtype in which inputs are handed to a model."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:

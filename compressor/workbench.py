@@ -30,6 +30,7 @@ from compressor.planning.search import Candidate
 from compressor.planning.timing import LATENCY
 from compressor.rotation import Rotation, rotate
 from compressor.sources.models import refuse_infinite_weights
+from compressor.sources.refused import refuse_form
 from compressor.sources.samples import Samples, joined
 from compressor.sources.splits import Data, refuse_labels
 from compressor.stages import (
@@ -118,6 +119,7 @@ def prepare(
     Raises CompressorErrors for a model or data that cannot be worked with.
     """
     seconds: dict[str, float] = {}
+    refuse_form(model)
     refuse_infinite_weights(model, "model")
     work = working_copy(model, pick_device(options.device))
     with timed(seconds, "check"):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import compressor
 from compressor.api import Result
-from compressor.errors import DataError, SourceError, UsageError
+from compressor.errors import DataError, ModelError, SourceError, UsageError
 from compressor.report.record import read_record
 
 
@@ -77,6 +80,75 @@ def test_a_place_that_cannot_be(result: Result, tmp_path: Path) -> None:
 def test_options_that_cannot_be(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         compressor.compress(network(), inputs(), **wrong)  # pyright: ignore[reportArgumentType]
+
+
+def within(module: Any) -> nn.Module:
+    return nn.Sequential(module)
+
+
+FORMS = {
+    "lazy": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.LazyLinear(4)), "lazy layers .*'2'.*run it once"),
+    "scripted": (lambda: torch.jit.script(network()), "ScriptModule.*Python module that it was made from, or an ONNX"),
+    "traced inside": (lambda: within(torch.jit.trace(network(), inputs(2))), "ScriptModule. in '0'"),
+    "parallel": (lambda: nn.DataParallel(network()), r"DataParallel.*model\.module"),
+    "compiled": (lambda: torch.compile(network()), r"give `model\._orig_mod`, or compile the result"),
+    "compiled inside": (lambda: within(torch.compile(network())), r"in '0'.*model\.0\._orig_mod"),
+    "weight norm": (
+        lambda: nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 4)),
+        "remove_weight_norm.*'0'",
+    ),
+    "pruned": (
+        lambda: nn.Sequential(prune.l1_unstructured(nn.Linear(6, 8), "weight", 0.5), nn.ReLU(), nn.Linear(8, 4)),
+        r"prune\.remove\(model\.get_submodule\('0'\), 'weight'\)",
+    ),
+}
+"""Networks in a form that cannot be worked with, and what is said of them."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_networks_that_cannot_be(form: str) -> None:
+    make, words = FORMS[form]
+    with pytest.raises(ModelError, match=words):
+        compressor.compress(make(), inputs())
+
+
+def test_graphs_of_fx_are_saved_and_loaded(tmp_path: Path) -> None:
+    def traced() -> nn.Module:
+        return nn.Sequential(torch.fx.symbolic_trace(network()))
+
+    made = compressor.compress(traced(), inputs(), keep="params=0.6", max_drop=50, align=1)
+    made.save(tmp_path / "out", onnx=False)
+    again = compressor.load(tmp_path / "out", factory=traced)
+    assert torch.equal(again(inputs(20, 5)), made.model(inputs(20, 5)))
+    with pytest.raises(SourceError):
+        compressor.load(
+            tmp_path / "out", factory=lambda: within(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(6, 12))))
+        )
+
+
+class Complex(nn.Module):
+    """Its first parameter is complex, and it does not run where its double numbers are single ones."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.randn(12, dtype=torch.cfloat, generator=torch.Generator().manual_seed(0)))
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.register_buffer("scale", torch.eye(4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.last(torch.relu(self.first(x)) * self.turn.abs()).double() @ self.scale).float()
+
+
+def test_a_network_that_does_not_export_is_a_result_all_the_same(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = compressor.compress(Complex(), inputs(), keep="params=0.9", max_drop=50, align=1)
+    made.save(tmp_path / "out")
+    assert "No ONNX file: export to ONNX" in str(read_record(tmp_path / "out" / "record.json").warnings)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("data", [3, "text", None, {}, [], inputs(0), (inputs(3), torch.zeros(4))])

@@ -59,6 +59,17 @@ def test_the_same_request_gives_the_same_bytes(home: Path) -> None:
     assert timeless(home / "one") != timeless(home / "three")
 
 
+def test_the_set_of_weights_that_was_taken_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(home))
+    import net  # pyright: ignore[reportMissingImports]
+
+    torch.save({"model": net.net(seed=1).state_dict(), "ema": net.net().state_dict()}, home / "both.pt")
+    said: list[str] = []
+    record = run(replace(JOB, checkpoint="both.pt"), "out", report=lambda stage, _done: said.append(stage))
+    note = next(text for text in record.warnings if "'ema' was taken, not 'model'" in text)
+    assert f"note: {note}" in said
+
+
 def test_resume_of_a_finished_folder_computes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(JOB, "out", resume=True)  # a folder that is not there yet: as without
     assert results(home / "out") == FILES
@@ -139,6 +150,18 @@ def test_force_with_bad_data_leaves_the_old_result(home: Path) -> None:
 def test_an_error_after_the_start_leaves_nothing(home: Path) -> None:
     with pytest.raises(ModelError):
         run(replace(JOB, model="net.py:constant"), "out")
+    assert not (home / "out").exists()
+
+
+def test_a_fault_of_ours_leaves_nothing_either(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "finished", fault)
+        for _ in range(2):  # the second try needs no flag
+            with pytest.raises(ZeroDivisionError):
+                run(JOB, "out")
     assert not (home / "out").exists()
 
 

@@ -19,7 +19,7 @@ from compressor.algebra.answers import answered, class_scores
 from compressor.errors import ModelError, UsageError
 from compressor.sources.samples import Samples, batches
 from compressor.units.graph import UnitGraph
-from compressor.units.modes import evaluating
+from compressor.units.modes import evaluating, floating
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
@@ -203,7 +203,7 @@ def predicted(model: nn.Module, samples: Samples, batch: int = BATCH) -> Tensor:
     anything = next(iter(model.parameters()))
     parts = []
     with torch.no_grad(), evaluating(model):
-        for one in batches(samples, batch, anything.device, anything.dtype):
+        for one in batches(samples, batch, anything.device, floating(model)):
             args, kwargs = call_arguments(one.inputs)
             scores = judged_part(model(*args, **kwargs))[0]
             scores = scores.reshape(len(scores), -1) if scores.ndim < 3 else scores.flatten(2).mean(2)

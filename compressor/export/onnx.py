@@ -164,8 +164,13 @@ class _Flat(nn.Module):
 def _flat(network: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
     """The network as it is exported, and its outputs' names: itself, where it maps a tensor to a tensor."""
     args, keywords = arguments(example)
-    with torch.no_grad():
-        outputs = network(*args, **keywords)
+    try:
+        with torch.no_grad():
+            outputs = network(*args, **keywords)
+    except Exception as error:  # whatever it raises: without its complex numbers, say, it need not run
+        raise ModelError(
+            "export to ONNX", _short(error), "a network that runs in float32 on the CPU", "use the bundle instead."
+        ) from error
     if isinstance(example, Tensor) and isinstance(outputs, Tensor):
         return network, ["output"]
     return _Flat(network, tuple(keywords)).eval(), list(named_outputs(outputs))

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from compressor.attention.known import rewritten
 from compressor.errors import ModelError, SourceError
@@ -118,10 +119,9 @@ def different(what: str, got: str, expected: str) -> SourceError:
 
 
 def _same_modules(original: nn.Module, small: nn.Module) -> None:
-    old = {name: type(module) for name, module in original.named_modules(remove_duplicate=False)}
-    new = {name: type(module) for name, module in small.named_modules(remove_duplicate=False)}
+    old, new = (dict(one.named_modules(remove_duplicate=False)) for one in (original, small))
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) is not new.get(name):
+        if _kind(old.get(name)) != _kind(new.get(name)):
             got, expected = (_class_name(found.get(name)) for found in (new, old))
             raise ModelError(
                 f"module '{name}'",
@@ -131,8 +131,13 @@ def _same_modules(original: nn.Module, small: nn.Module) -> None:
             )
 
 
-def _class_name(kind: type | None) -> str:
-    return "no such module" if kind is None else f"a {kind.__name__}"
+def _kind(module: nn.Module | None) -> object:
+    """What the same modules have in common: the class, or of torch.fx graphs, each of a class of its own, the code."""
+    return module.code if isinstance(module, GraphModule) else None if module is None else type(module)
+
+
+def _class_name(module: nn.Module | None) -> str:
+    return "no such module" if module is None else f"a {type(module).__name__}"
 
 
 def _attributes(original: nn.Module, small: nn.Module) -> dict[str, dict[Attribute, AttributeChange]]:

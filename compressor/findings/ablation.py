@@ -22,7 +22,7 @@ from compressor.observe import CLASSES, Likelihood
 from compressor.records import Finding
 from compressor.sources.samples import Samples, batches
 from compressor.units.graph import Tap, UnitGraph
-from compressor.units.modes import evaluating
+from compressor.units.modes import evaluating, floating
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
@@ -210,7 +210,7 @@ def answers(model: nn.Module, samples: Samples, likelihood: Likelihood) -> Tenso
     """(N, K) as the likelihood reads them."""
     anything = next(iter(model.parameters()))
     parts = []
-    for batch in batches(samples, BATCH, anything.device, anything.dtype):
+    for batch in batches(samples, BATCH, anything.device, floating(model)):
         args, kwargs = call_arguments(batch.inputs)
         parts.append(likelihood.read(judged_part(model(*args, **kwargs))[0]))
     return torch.cat(parts)

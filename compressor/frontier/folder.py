@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compressor.api import Result
-from compressor.errors import CompressorError, UsageError
+from compressor.errors import UsageError
 from compressor.export.files import OUTPUTS, Claim, write_json
 from compressor.frontier.points import Frontier, Point, trace
 from compressor.observe import from_first, only_first
@@ -38,7 +38,7 @@ from compressor.request import (
 from compressor.sources.data import Data
 from compressor.sources.models import LoadedModel
 from compressor.sources.network import cache_folder
-from compressor.stages import Report, silent
+from compressor.stages import NOTE, Report, silent
 from compressor.verification import RECORD, hashes
 from compressor.verify.uses import count_use
 
@@ -51,9 +51,9 @@ def run(
 ) -> FrontierRecord:
     """Build and judge the networks of `job.sizes`, and write them below `out`.
 
-    With `resume` a finished folder of the same request is returned as it is, a half-done one is done again; with
-    `force` an earlier frontier goes once model and data have been read. Raises CompressorErrors; the folder then
-    holds no network and no record of this job.
+    With `resume` a finished folder of the same request is returned as it is, a half-done one is done again, all of it;
+    with `force` an earlier frontier goes once model and data have been read. Raises CompressorErrors; after any error
+    the folder holds no network and no record of this job.
     """
     if job.sizes is None:
         raise UsageError("frontier", "no sizes", "sizes", "give Job(sizes=Sizes()).")
@@ -82,6 +82,18 @@ def _finished(claim: Claim, job: Job) -> FrontierRecord | None:
     return found
 
 
+def _begun_again(claim: Claim, same: bool, report: Report) -> None:
+    """Clear the folder for a new start; whoever waits for finished points to be kept is told that they are not.
+
+    They were built from one analysis (its timings need not come out the same) and judged in one sequence.
+    """
+    done = [one for one in claim.path.iterdir() if _POINT.fullmatch(one.name) and (one / RECORD).is_file()]
+    if same and done:
+        count = "1 network of an earlier try is" if len(done) == 1 else f"{len(done)} networks of an earlier try are"
+        report(f"{NOTE}{count} made again: a frontier is built and judged as a whole", 0.0)
+    _cleared(claim)
+
+
 def _cleared(claim: Claim) -> None:
     """Take away an earlier frontier: its files, and folders of points that nothing else is in."""
     claim.clear((RECORD_FILE, PAGE, RECORD, *OUTPUTS))
@@ -95,7 +107,7 @@ def _cleared(claim: Claim) -> None:
 def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Report) -> FrontierRecord:
     data, source = loaded(job, folder, report)
     if claim is not None:
-        begin(job, claim, lambda _same: _cleared(claim))
+        begin(job, claim, lambda same: _begun_again(claim, same, report))
     try:
         found = trace(source.model, data, job.options, sizes, report, source.answers, job.score)
         uses = cache_folder() / "judge_uses.json"
@@ -107,7 +119,7 @@ def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Repo
         seconds = {**found.seconds, "export": round(time.perf_counter() - begun, 3)}
         record = _assembled(job, found, records, seconds)
         only_first(lambda: _written(record, folder))
-    except CompressorError:
+    except Exception:  # as in `compressor.jobs`
         if claim is not None:
             _cleared(claim)
             claim.clear((REQUEST,))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -75,7 +75,8 @@ class Allocator:
                 f"keep {measure}={share:g}",
                 f"{share:.4g} of {whole:,.0f} {UNITS.get(measure, measure)}",
                 f"at least {least / whole:.4g}: groups keep a unit (aligned to {self.block}), frozen layers stay",
-                "ask for more, or see `compressor inspect` for what is frozen.",
+                self._unaligned(measure, share * whole)
+                + "ask for more, or see `compressor inspect` for what is frozen.",
             )
         mask = self.full()
         for _ in range(ROUNDS):  # savings depend on the neighbours' widths: repeat at the widths found
@@ -84,6 +85,11 @@ class Allocator:
                 break
             mask = new
         return Plan(kept=self.kept(mask), predicted_loss=self.loss(mask))
+
+    def _unaligned(self, measure: str, target: float) -> str:
+        """The way out where only alignment makes a size impossible; else nothing."""
+        least = self.smallest(measure) if self.block <= 1 else replace(self, block=1).smallest(measure)
+        return f"`--align 1` ({least / self.whole(measure):.4g} can be had so), " if least <= target else ""
 
     def kept(self, mask: np.ndarray) -> dict[str, tuple[int, ...]]:
         """Group name -> indices that stay, for groups that lose units."""

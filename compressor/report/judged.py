@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from compressor.report.words import interval, points
+
 STYLES = {"passed": "bold green", "failed": "bold red", "undecided": "bold yellow"}
 
 
@@ -27,10 +29,10 @@ def variants_view(found: Mapping[str, Any]) -> RenderableType:
 
 
 def _line(what: str, verdict: Mapping[str, Any]) -> Text:
-    low, high = verdict["interval"]
     words = (
         f"{verdict['value'].upper()}: {what}, {verdict['metric']} {verdict['original']:.2f} -> "
-        f"{verdict['compressed']:.2f}, difference {verdict['difference']:+.2f} points [{low:+.2f}, {high:+.2f}] at "
+        f"{verdict['compressed']:.2f}, difference {points(verdict['difference'])} points "
+        f"{interval(*verdict['interval'])} at "
         f"{100 * verdict['confidence']:g} %, allowed -{verdict['allowed']:.2f}, {verdict['samples']:,} samples"
     )
     return Text(words, style=STYLES[verdict["value"]])

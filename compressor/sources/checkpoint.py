@@ -25,7 +25,13 @@ _COUNTER = "num_batches_tracked"
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
+class State(dict[str, Tensor]):
+    """A checkpoint's tensors by name; `note` says which set of weights that is, where the file holds several."""
+
+    note: str | None = None
+
+
+def load_state(path: str | Path) -> State:
     """A checkpoint's tensors by name, unwrapped and without `module.` / `_orig_mod.` / `model.` prefixes.
 
     Raises SourceError for a missing, truncated or foreign file, for a pickle that holds code (which is not
@@ -36,7 +42,14 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         kind = "a folder" if path.is_dir() else "no such file"
         raise SourceError(f"checkpoint {path}", kind, "a .safetensors, .pt, .pth or .bin file", "check the path.")
     loaded = _read_safetensors(path) if _looks_like_safetensors(path) else read_torch(path)
-    return _without_prefixes(_unwrap(loaded, path), path)
+    tensors, others = _unwrap(loaded, path)
+    state = State(_without_prefixes(tensors, path))
+    if others:
+        state.note = (
+            f"The checkpoint {path.name} holds several sets of weights: {others[0]!r} was taken, not "
+            f"{first_of([repr(name) for name in others[1:]])}. To take another, save it in a file of its own."
+        )
+    return state
 
 
 def apply_state(model: nn.Module, state: Mapping[str, Tensor], where: str = "checkpoint") -> None:
@@ -104,17 +117,20 @@ def _read_safetensors(path: Path) -> Any:
         raise damaged(path, str(error)) from error
 
 
-def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """Follows the usual wrapper keys down to the dict of tensors."""
+def _unwrap(loaded: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Follows the usual wrapper keys down to the dict of tensors; also the key that was followed and those beside it
+    that lead to as much, if there are any."""
+    choice: list[str] = []
     for _ in range(4):
         if not isinstance(loaded, Mapping):
             break
         tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
         if tensors and len(tensors) == sum(not str(key).endswith("_extra_state") for key in loaded):
-            return tensors
+            return tensors, choice
         inner = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
         if inner is None:
             break
+        choice = choice or _sets(loaded, inner)
         loaded = loaded[inner]
     keys = first_of([str(key) for key in loaded]) if isinstance(loaded, Mapping) else ""
     raise SourceError(
@@ -123,6 +139,21 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
         f"a state dict (names -> tensors), or one under {', '.join(map(repr, _WRAPPERS[4:7]))}, ...",
         "save model.state_dict() by itself.",
     )
+
+
+def _sets(loaded: Mapping[Any, Any], taken: str) -> list[str]:
+    """The key `taken` and those of other sets of weights (half as many tensors, or more); nothing where it is alone."""
+    least = max(1, _tensors(loaded[taken]) / 2)
+    others = [str(key) for key, value in loaded.items() if key != taken and _tensors(value) >= least]
+    return [taken, *others] if others else []
+
+
+def _tensors(value: Any, depth: int = 3) -> int:
+    """How many tensors lie in a dict, or under its usual wrapper keys (files can hold dicts that hold themselves)."""
+    if not isinstance(value, Mapping) or not depth:
+        return 0
+    own = sum(isinstance(one, Tensor) for one in value.values())
+    return own or max((_tensors(value[key], depth - 1) for key in _WRAPPERS if key in value), default=0)
 
 
 def _without_prefixes(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

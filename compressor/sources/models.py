@@ -20,6 +20,7 @@ from compressor.sources.checkpoint import apply_state, file_sha256, load_state
 from compressor.sources.consent import named_by_user
 from compressor.sources.factories import Argument, Factory, find_factory, meant, split_query
 from compressor.sources.network import impatient
+from compressor.sources.refused import refuse_form
 
 _WHEN_PRETRAINED: Mapping[str, dict[str, Argument]] = {
     "googlenet": {"transform_input": True, "aux_logits": False},
@@ -98,6 +99,8 @@ class LoadedModel:
     """Image -> input, as the weights were trained with."""
     checkpoint_sha256: str | None = None
     """Of the checkpoint file that was loaded into it."""
+    checkpoint_note: str | None = None
+    """Which of its sets of weights was taken, where it holds several."""
     trained: bool = True
     """False if the weights are as initialised: no checkpoint was given, none comes with the name."""
     vocabulary: int | None = None
@@ -134,8 +137,9 @@ def load_model(
             loaded = _from_factory(spec, head, arguments, base, trained=checkpoint is not None)
     if checkpoint is not None:
         path = (base or Path.cwd()) / Path(checkpoint).expanduser()
-        apply_state(loaded.model, load_state(path), where=f"checkpoint {path}")
-        loaded = replace(loaded, checkpoint_sha256=file_sha256(path))
+        state = load_state(path)
+        apply_state(loaded.model, state, where=f"checkpoint {path}")
+        loaded = replace(loaded, checkpoint_sha256=file_sha256(path), checkpoint_note=state.note)
     refuse_infinite_weights(loaded.model, spec)
     return loaded
 
@@ -281,6 +285,7 @@ def _not_a_model(spec: str, head: str, base: Path | None) -> SourceError | Usage
 
 def _checked_module(made: Any, spec: str) -> nn.Module:
     if isinstance(made, nn.Module):
+        refuse_form(made, f"model {spec!r}")
         return made.eval()
     raise SourceError(
         f"model {spec!r}",

@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call, functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from compressor.errors import CompressorError, ModelError
@@ -135,7 +137,7 @@ def record(model: nn.Module, inputs: Any) -> Program:
     flow needs them. Raises ModelError where the forward pass fails or cannot be recorded.
     """
     flat, spec = pytree.tree_flatten(call_arguments(inputs))
-    model = _copied(model)
+    model = copied(model)
     best: Program | None = None
     error: Exception | None = None
     for mode, twice in WAYS:
@@ -185,7 +187,8 @@ def writes_in_place(node: Node) -> bool:
     return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
+    """A copy in eval mode. ModelError where a module keeps a computed tensor, as old weight norm and pruning do."""
     try:
         return copy.deepcopy(model).eval()
     except RuntimeError as error:
@@ -193,8 +196,23 @@ def _copied(model: nn.Module) -> nn.Module:
             "model",
             first_line(error),
             "a model that can be copied (every tensor a parameter or a buffer)",
-            "remove hooks that compute weights, e.g. torch.nn.utils.remove_weight_norm",
+            _plain(model),
         ) from error
+
+
+def _plain(model: nn.Module) -> str:
+    """How the first module that computes a weight before its forward gets that weight for good."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            weight = getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
+            place = f"model.get_submodule({name!r})" if name else "model"
+            if isinstance(hook, prune.BasePruningMethod):
+                return f"make pruning permanent: torch.nn.utils.prune.remove({place}, {weight!r})."
+            if isinstance(hook, WeightNorm):
+                return (
+                    f"call torch.nn.utils.remove_weight_norm({place}, {weight!r}), or use parametrizations.weight_norm."
+                )
+    return "remove hooks that compute weights, e.g. torch.nn.utils.remove_weight_norm"
 
 
 def _run_plainly(model: nn.Module, inputs: Any) -> None:

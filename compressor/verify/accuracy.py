@@ -309,9 +309,14 @@ def _check_shape(part: Tensor, count: int, name: str) -> None:
 def _does_not_run(name: str, error: Exception, count: int, inputs: Any) -> ModelError:
     shapes = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     memory = " (not even a single sample fits into memory)" if out_of_memory(error) else ""
+    where = f"forward pass of the {name} network on {count} samples of shape {', '.join(map(str, shapes))}"
+    got = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{memory}"
+    if isinstance(error, TypeError) and isinstance(inputs, dict) and "argument" in str(error):
+        names = ", ".join(map(str, inputs))
+        inside = ", ".join(f"{key!r}: {key}" for key in inputs)
+        expected = f"a forward that takes {names} by keyword, as dicts are handed over"
+        wrap = f"`def forward(self, {names}): return self.network({{{inside}}})`"
+        return ModelError(where, got, expected, f"wrap a network that takes one dict: {wrap}.")
     return ModelError(
-        f"forward pass of the {name} network on {count} samples of shape {', '.join(map(str, shapes))}",
-        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{memory}",
-        "a network that runs on this data",
-        "check that the data has the network's channels and size",
+        where, got, "a network that runs on this data", "check that the data has the network's channels and size"
     )

@@ -106,11 +106,14 @@ def refuse_overlap(judge: HashedSamples, others: Mapping[str, HashedSamples]) ->
     shared = {name: int(np.isin(own, _plain(other.hashes)).sum()) for name, other in others.items()}
     found = [f"{count:,} also in '{name}'" for name, count in shared.items() if count]
     if found:
+        more = [name for name, count in shared.items() if count] == ["unlabelled"]  # the rest was cut well
         raise DataError(
             f"judge data ({len(own):,} samples)",
             f"inputs that other splits hold too: {', '.join(found)}",
             "no shared sample: what calibrated or tuned a network cannot judge it",
-            "give a judge split of its own, or leave it out to have one split off",
+            "take the judge's inputs out of --unlabelled; or give, with DATA, a judge split that is not in there"
+            if more
+            else "give a judge split of its own, or leave it out to have one split off",
         )
 
 

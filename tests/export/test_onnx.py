@@ -240,6 +240,16 @@ def test_the_older_exporter_is_the_fallback_and_the_report_says_so(tmp_path):
     assert [note.partition(":")[0] for note in report.notes] == ["dynamo"]
 
 
+def test_a_network_that_does_not_run_in_single_precision_is_refused(tmp_path):
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.eye(4, dtype=torch.float64)
+
+    with pytest.raises(ModelError, match=r"export to ONNX.*same dtype"):
+        export_onnx(Twice(), torch.randn(8, 4), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_fixed_batch_size_is_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(ModelError, match=r"dynamo: .*torchscript: "):
         export_onnx(randomized(FixedBatch()), torch.randn(2, 4), tmp_path / "m.onnx")

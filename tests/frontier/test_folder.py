@@ -67,6 +67,18 @@ def test_one_run_makes_a_bundle_for_each_point(home: Path, monkeypatch: pytest.M
         run(JOB, "out", resume=True)
 
 
+def test_a_half_done_frontier_is_made_again_and_says_so(home: Path) -> None:
+    job, said = replace(JOB, sizes=Sizes("params", (0.9, 0.7))), []
+    whole = run(job, "out")
+    (home / "out" / "frontier.json").unlink()
+    (home / "out" / "params_0.7" / "record.json").unlink()
+    again = run(job, "out", resume=True, report=lambda stage, _done: said.append(stage))
+    assert [stage for stage in said if "made again" in stage] == [
+        "note: 1 network of an earlier try is made again: a frontier is built and judged as a whole"
+    ]
+    assert [point.verdict for point in again.points] == [point.verdict for point in whole.points]
+
+
 def test_a_point_is_what_compress_gives(home: Path) -> None:
     from compressor import jobs
 
@@ -146,12 +158,15 @@ def test_another_request_is_refused_and_replaced_by_force(home: Path) -> None:
     assert results(home / "out" / "params_0.5") == ["notes.txt"]
 
 
-def test_an_error_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [UsageError("writing 'frontier.html'", "no space left", "space", "make some."), ZeroDivisionError("ours")]
+)
+def test_an_error_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def full(*_: object) -> None:
-        raise UsageError("writing 'frontier.html'", "no space left", "space", "make some.")
+        raise error
 
     monkeypatch.setattr(folders, "write_frontier", full)
-    with pytest.raises(UsageError):
+    with pytest.raises(type(error)):
         run(JOB, "out")
     assert not (home / "out").exists()
 

@@ -103,6 +103,18 @@ def test_an_impossible_size_names_the_least_that_is_possible(measure: str) -> No
     assert f"keep {measure}" in str(error.value)
 
 
+@pytest.mark.parametrize(("part", "helps"), [(0.99, True), (0.01, False)])
+def test_alignment_is_named_where_it_alone_makes_a_size_impossible(part: float, helps: bool) -> None:
+    allocator, _, _ = made("residual", block=8)
+    least = allocator.smallest("params") / allocator.whole("params")
+    with pytest.raises(UsageError) as error:
+        allocator.plan("params", part * least)
+    assert ("--align 1" in error.value.next_step) is helps
+    with pytest.raises(UsageError) as error:
+        made("residual")[0].plan("params", 0.001)
+    assert "--align" not in error.value.next_step
+
+
 def test_the_whole_size_drops_nothing_that_costs() -> None:
     allocator, _, _ = made("dense")
     assert allocator.plan("params", 1.0).predicted_loss < 1e-6

@@ -5,6 +5,7 @@ from report_samples import ENDINGS, LATENCY, nothing, passed
 from rich.console import Console
 
 from compressor.errors import SourceError
+from compressor.report.judged import verify_view
 from compressor.report.text import (
     MOST_ROWS,
     analyze_view,
@@ -34,6 +35,15 @@ def shown(renderable, width=100):
     console = Console(file=io.StringIO(), width=width)
     console.print(renderable)
     return console.file.getvalue()
+
+
+def test_verify_rounds_as_compress_does():
+    verdict = {
+        "value": "passed", "metric": "accuracy", "original": 97.0, "compressed": 95.8, "difference": -1.2,
+        "interval": [-2.33322, -0.08576], "confidence": 0.95, "allowed": 5.0, "samples": 450,
+    }  # fmt: skip
+    said = shown(verify_view({"verdict": verdict}), 300)
+    assert said.startswith("PASSED: network, accuracy 97.00 -> 95.80, difference -1.20 points [-2.34, -0.08] at 95 %")
 
 
 LINES = {

@@ -53,6 +53,22 @@ def test_wrapped_states(tmp_path: Path, wrap, zipped):
     assert same(state, other)
 
 
+@pytest.mark.parametrize(
+    ("taken", "beside", "words"),
+    [
+        ("ema", {"model": network(1).state_dict()}, "c.pt holds several sets of weights: 'ema' was taken, not 'model'"),
+        ("model", {"teacher": {"state_dict": network(1).state_dict()}}, "'model' was taken, not 'teacher'"),
+        ("model", {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "stats": {"mean": torch.zeros(3)}}, None),
+    ],
+)
+def test_several_sets_of_weights_are_told_of(tmp_path: Path, taken, beside, words):
+    model = network()
+    torch.save({**beside, taken: model.state_dict()}, tmp_path / "c.pt")
+    state = load_state(tmp_path / "c.pt")
+    assert same(state, model)
+    assert state.note is None if words is None else words in str(state.note)
+
+
 def test_safetensors_by_name_or_content(tmp_path: Path):
     model = network()
     for name in ("weights.safetensors", "weights.bin"):

@@ -33,6 +33,9 @@ def breaks():
 def number():
     return 3
 
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
 needs_more = lambda width: None
 """
 
@@ -155,6 +158,7 @@ def test_torchvision_cached_weights_are_used_and_rebuilt(monkeypatch, tmp_path: 
         ("net.py:net?wdith=2", SourceError, "wdith"),
         ("net.py:number", SourceError, "a int from the factory"),
         ("net.py:nan", ModelError, "weight"),
+        ("net.py:lazy", ModelError, "net.py:lazy.*lazy layers.*'1'.*run it once"),
         ("no_such_package.models:net", SourceError, "No module named"),
         (".", SourceError, "without manifest.json"),
     ],

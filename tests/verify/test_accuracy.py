@@ -86,6 +86,17 @@ def test_dict_and_tuple_inputs_reach_the_network() -> None:
         torch.testing.assert_close(outputs_of(Two(), samples).logits, left - 2 * right)
 
 
+def test_a_network_that_takes_one_dict_is_told_how_to_be_wrapped() -> None:
+    class OneDict(nn.Module):
+        def forward(self, x: dict[str, Tensor]) -> Tensor:
+            return x["left"] - 2 * x["right"]
+
+    rows = data(seed=1)[0]
+    samples = as_samples([({"left": row, "right": row}, 0) for row in rows])
+    with pytest.raises(ModelError, match=r"left, right by keyword.*self\.network\({'left': left, 'right': right}\)"):
+        outputs_of(OneDict(), samples)
+
+
 def inputs_at(inputs: Any, place: int) -> Any:
     if isinstance(inputs, dict):
         return {name: value[place] for name, value in inputs.items()}

@@ -75,6 +75,15 @@ def test_shared_samples_are_counted_by_split() -> None:
     refuse_overlap(judge, {})
 
 
+@pytest.mark.parametrize(("shared", "next_step"), [(0, "out of --unlabelled"), (2, "a judge split of its own")])
+def test_the_split_at_fault_is_named(shared: int, next_step: str) -> None:
+    rows = images(60, 0)
+    others = {"tune": as_samples(rows[40 - shared : 50]), "unlabelled": as_samples(rows[30:])}
+    with pytest.raises(DataError) as refused:
+        refuse_overlap(as_samples(rows[:40]), others)
+    assert next_step in refused.value.next_step
+
+
 @pytest.mark.parametrize("form", ["S16", "rows"])
 def test_any_form_of_hashes_is_compared_whole(form: str) -> None:
     generator = np.random.default_rng(0)
