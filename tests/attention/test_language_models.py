@@ -16,7 +16,7 @@ from compressor.attention.causal_form import CausalAttention
 from compressor.attention.decoder_form import RotaryAttention
 from compressor.attention.known import plain_again
 from compressor.units.check import checked
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
@@ -62,7 +62,7 @@ def scores(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def test_the_form_that_is_worked_on_is_the_same_function_and_goes_back(kind: str) -> None:
     model, inputs = speaker(kind), texts(6)
     before = scores(model, inputs)
-    opened = with_dense_attention(model, texts(2), normal=False)
+    opened = in_dense_form(model, texts(2), normal=False)
     wanted = CausalAttention if kind in EXACT else RotaryAttention
     assert [type(found) for found in attentions(opened).values()] == [wanted] * 2
     close = {"rtol": 0.0, "atol": EXACT.get(kind, 1e-5) * float(before.abs().max())}
@@ -82,7 +82,7 @@ def test_texts_padded_on_the_left_are_answered_as_before(kind: str) -> None:
     """The first tokens see no key at all; those of the text say, and go on saying, what they said."""
     model, inputs = speaker(kind), texts(6)
     left = {name: tensor.flip(1) for name, tensor in inputs.items()}
-    opened = with_dense_attention(model, left, normal=False)
+    opened = in_dense_form(model, left, normal=False)
     assert len(attentions(opened)) == 2
     real = left["attention_mask"].bool()
     before, after = scores(model, left), scores(opened, left)
@@ -99,7 +99,7 @@ def test_texts_padded_on_the_left_are_answered_as_before(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_values_and_hidden_units_are_groups(kind: str) -> None:
     model = speaker(kind)
-    opened = with_dense_attention(model, texts(2))
+    opened = in_dense_form(model, texts(2))
     graph = checked(opened, trace(opened, texts(2)), texts(2))
     live = [group.name for group in graph.groups if group.frozen is None]
     ends = ("heads", "q", "v") if kind in EXACT else ("heads", "v")
