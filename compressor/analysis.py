@@ -32,7 +32,7 @@ from compressor.sources.data import load_data
 from compressor.sources.models import LoadedModel, load_model
 from compressor.sources.samples import as_samples
 from compressor.units.check import checked
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.inspect import describe
 from compressor.units.modes import floating
 from compressor.units.trace import trace
@@ -67,7 +67,7 @@ def _example(loaded: LoadedModel, shape: str | None, spec: str) -> torch.Tensor:
 def inspect_model(spec: str, shape: str | None = None, checkpoint: str | None = None) -> dict[str, Any]:
     """Units, groups and reasons of a model, proven by dry runs on random inputs of its shape."""
     loaded, inputs = _without_weights(spec, shape, checkpoint)
-    model = with_dense_attention(loaded.model, inputs, normal=False)
+    model = in_dense_form(loaded.model, inputs, normal=False)
     graph = checked(model, trace(model, inputs), inputs)
     return {"model": spec, "input": list(inputs.shape[1:]), **describe(graph)}
 
@@ -129,7 +129,7 @@ def timetable_file(
     Times do not depend on weights or data, so a shape is enough. Raises UsageError where the file cannot be written.
     """
     loaded, inputs = _without_weights(spec, shape, checkpoint)
-    model = with_dense_attention(loaded.model, inputs)
+    model = in_dense_form(loaded.model, inputs)
     graph, samples = checked(model, trace(model, inputs), inputs), as_samples(inputs)
     block = measured_block(threads).block
     with tempfile.TemporaryDirectory() as folder:

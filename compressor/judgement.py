@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from compressor.algebra.answers import hits
-from compressor.attention.known import plain_again
 from compressor.candidates import Made, search_row, timed
 from compressor.observe import from_first
 from compressor.outcome import Outcome
 from compressor.planning.search import Candidate
 from compressor.records import Verdict
 from compressor.stages import floating
+from compressor.units.dense import given_form
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
@@ -133,10 +133,10 @@ def _as_given(network: nn.Module, original: nn.Module) -> nn.Module:
 
 
 def finished(small: nn.Module, original: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """The result in the original's dtypes and grad flags, on its device, in eval mode; attention that kept its width in
-    the original's class."""
+    """The result in the original's dtypes and grad flags, on its device, in eval mode; what kept its width in the
+    original's class."""
     first = next(original.parameters())
-    small = plain_again(small.to(device or first.device), original)
+    small = given_form(small.to(device or first.device), original)
     dtypes = {name: t.dtype for name, t in [*original.named_parameters(), *original.named_buffers()]}
     flags = {name: p.requires_grad for name, p in original.named_parameters()}
     for name, tensor in [*small.named_parameters(), *small.named_buffers()]:

@@ -18,7 +18,7 @@ from compressor.outcome import Outcome
 from compressor.planning.search import LIMIT, search
 from compressor.records import Finding, Plan
 from compressor.sources.splits import Data
-from compressor.stages import Report, opened_attention, silent
+from compressor.stages import Report, opened_model, silent
 from compressor.surgery.exact import exact_compress
 from compressor.units.graph import UnitGraph
 from compressor.units.sizes import size_of
@@ -84,7 +84,7 @@ def _lossy(start: Start) -> Outcome:
 def _exact(start: Start) -> Outcome:
     """Remove what is certified, and compare the outputs themselves."""
     graph, data, report = start.graph, start.data, start.report
-    model = opened_attention(start.model, data.calibrate)
+    model = opened_model(start.model, data.calibrate)
     samples = some(data.calibrate, 256)
     inputs, _ = samples.batch(torch.arange(len(samples)))
     with timed(start.seconds, "exact"):

@@ -40,7 +40,7 @@ from compressor.surgery.lanes import whole_bytes
 from compressor.surgery.operate import operate
 from compressor.surgery.refit import Reference, Refit, bytes_per_chunk
 from compressor.units.check import certify, checked
-from compressor.units.dense import Probe, with_dense_attention
+from compressor.units.dense import Probe, in_dense_form
 from compressor.units.graph import UnitGraph, clusters
 from compressor.units.heads import attentions
 from compressor.units.modes import floating
@@ -95,9 +95,10 @@ def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
     return checked(cpu_model, trace(cpu_model, inputs), inputs, seed)
 
 
-def opened_attention(model: nn.Module, samples: Samples) -> nn.Module:
-    """The model with its attention in dense form (itself where it has none), proven on the first samples."""
-    return with_dense_attention(model, first_inputs(model, samples))
+def opened_model(model: nn.Module, samples: Samples) -> nn.Module:
+    """The model with its attention and recurrent layers as linear ones (itself where it has none), proven on the first
+    samples."""
+    return in_dense_form(model, first_inputs(model, samples))
 
 
 def in_bases(

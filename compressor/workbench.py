@@ -38,7 +38,7 @@ from compressor.stages import (
     Workshop,
     find_units,
     in_bases,
-    opened_attention,
+    opened_model,
     pick_device,
     silent,
     working_copy,
@@ -139,7 +139,7 @@ def prepare(
         refuse_overlap(data.judge, {"calibrate": data.calibrate, "tune": data.tune, **extra})
     with timed(seconds, "units"):
         report("units", 0.0)
-        work = opened_attention(work, data.calibrate)
+        work = opened_model(work, data.calibrate)
         graph = find_units(work, data.calibrate, options.seed)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")

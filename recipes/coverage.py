@@ -36,7 +36,7 @@ from compressor.export.onnx import export_onnx  # noqa: E402
 from compressor.sources.models import load_model  # noqa: E402
 from compressor.surgery.exact import exact_compress, moved  # noqa: E402
 from compressor.units.check import checked  # noqa: E402
-from compressor.units.dense import with_dense_attention  # noqa: E402
+from compressor.units.dense import in_dense_form  # noqa: E402
 from compressor.units.graph import UnitGraph  # noqa: E402
 from compressor.units.trace import trace  # noqa: E402
 
@@ -168,7 +168,7 @@ def measured(family: str, name: str, size: int | None) -> dict[str, Any]:
     """One network."""
     start = time.perf_counter()
     model, inputs = built(family, name, size)
-    model = with_dense_attention(model, inputs[:2])
+    model = in_dense_form(model, inputs[:2])
     graph = checked(model, trace(model, inputs), inputs[:2])
     reasons = Counter(group.frozen for group in graph.groups if group.frozen is not None)
     row: dict[str, Any] = {

@@ -66,10 +66,10 @@ def torchvision_vit() -> nn.Module:
     """A small torchvision ViT whose attention is in dense form."""
     from torchvision.models import VisionTransformer
 
-    from compressor.units.dense import with_dense_attention
+    from compressor.units.dense import in_dense_form
 
     model = VisionTransformer(16, 8, 2, 2, 12, 24, num_classes=5).eval()
-    return with_dense_attention(model, torch.randn(2, 3, 16, 16))
+    return in_dense_form(model, torch.randn(2, 3, 16, 16))
 
 
 def stirred(model: nn.Module, size: float = 0.3) -> nn.Module:

@@ -32,7 +32,7 @@ from compressor.options import Options
 from compressor.outcome import Outcome
 from compressor.sources.samples import Samples
 from compressor.sources.splits import Data
-from compressor.stages import Report, opened_attention, pick_device, silent, working_copy
+from compressor.stages import Report, opened_model, pick_device, silent, working_copy
 from compressor.units.graph import UnitGraph
 
 ROWS, ROOM = 20_000, 2**28
@@ -59,7 +59,7 @@ def measured_layers(
 def layers_of_one(outcome: Outcome, data: Data, options: Options, report: Report = silent) -> dict[str, Any]:
     """`measured_layers` of an analysed network on its calibration samples, and the seconds that took."""
     started = time.perf_counter()
-    work = opened_attention(working_copy(outcome.model, pick_device(options.device)), data.calibrate)
+    work = opened_model(working_copy(outcome.model, pick_device(options.device)), data.calibrate)
     found = measured_layers(work, outcome.graph, data.calibrate, options.seed, report)
     seconds = {**outcome.seconds, "layers": round(time.perf_counter() - started, 3)}
     return {**found, "seconds": seconds}

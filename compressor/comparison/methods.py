@@ -12,7 +12,7 @@ from compressor.comparison.task import Build, Method, Task
 from compressor.errors import UsageError
 from compressor.planning.allocation import Allocator
 from compressor.sources.factories import find_factory, split_query
-from compressor.stages import Workshop, find_units, opened_attention, working_copy
+from compressor.stages import Workshop, find_units, opened_model, working_copy
 from compressor.training.loop import train
 
 _STEPS = 12
@@ -21,7 +21,7 @@ _STEPS = 12
 def ours(task: Task) -> Build:
     """The product's own path: statistics, paths, allocation, folds and lock-step refit; widths are not aligned."""
     calibrate = task.data.calibrate
-    work = opened_attention(working_copy(task.model, torch.device("cpu")), calibrate)
+    work = opened_model(working_copy(task.model, torch.device("cpu")), calibrate)
     shop = Workshop.open(work, find_units(work, calibrate, task.seed), calibrate, task.seed)
     shop.measure()
     allocator = Allocator(shop.graph, shop.paths(task.measure), shop.sizes)

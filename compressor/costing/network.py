@@ -17,7 +17,7 @@ from compressor.sources.samples import as_samples
 from compressor.stages import batch_size
 from compressor.surgery.landing import landings
 from compressor.surgery.refit import bytes_per_chunk
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments, record
@@ -32,7 +32,7 @@ def work_of(name: str, model: nn.Module, inputs: Tensor, samples: int, judged: i
 
     No dry run is made: groups that one would freeze are counted as live. The model is not changed.
     """
-    model = with_dense_attention(model, inputs, normal=False)
+    model = in_dense_form(model, inputs, normal=False)
     graph = trace(model, inputs)
     program = record(model, inputs)
     taps = taps_of(model, graph, landings(program), len(inputs), samples)

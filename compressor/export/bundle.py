@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from compressor.errors import ModelError, SourceError, UsageError
 from compressor.export.files import replacing, to_json, write_json
 from compressor.export.manifest import MANIFEST, WEIGHTS, Manifest, Weights, read_manifest
-from compressor.export.widths import compare, different, rebuild, resized, tensors, with_attention
+from compressor.export.widths import compare, different, rebuild, resized, tensors, with_forms
 from compressor.records import SCHEMA_VERSION
+from compressor.recurrent.known import rolled_names
 from compressor.sources.accept import same_random_state
 from compressor.sources.consent import refuse_unknown_code
 from compressor.sources.models import Source
@@ -78,7 +79,8 @@ def save_bundle(
     stored, tied, transient = _contents(small, original)
     known = set(attentions(original))
     attention = [name for name in attentions(small) if name not in known]
-    original = with_attention(original, attention)
+    recurrent = [name for name in rolled_names(small) if name not in rolled_names(original)]
+    original = with_forms(original, attention, recurrent)
     widths = compare(original, small)
     left = compare(resized(original, widths), small)
     if not left.empty:
@@ -105,6 +107,7 @@ def save_bundle(
         weights=weights,
         widths=widths,
         attention=attention,
+        recurrent=recurrent,
         tied=tied,
         transient=transient,
     )

@@ -98,8 +98,9 @@ class Manifest(_Strict):
     """What `manifest.json` holds.
 
     `attention` lists the attention modules of the source that are written as `DenseAttention` before anything is
-    resized. `tied` maps a name to the stored name of the same tensor; `transient` lists buffers that are no part of
-    the state dict but differ from the source's, and are therefore stored too.
+    resized, `recurrent` the recurrent layers that are written as `Rolled`. `tied` maps a name to the stored name of
+    the same tensor; `transient` lists buffers that are no part of the state dict but differ from the source's, and are
+    therefore stored too.
     """
 
     schema_version: int
@@ -107,6 +108,7 @@ class Manifest(_Strict):
     weights: Weights
     widths: Widths
     attention: Annotated[list[Name], Field(max_length=10_000)] = []
+    recurrent: Annotated[list[Name], Field(max_length=10_000)] = []
     tied: dict[Name, Name] = {}
     transient: list[Name] = []
 

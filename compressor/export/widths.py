@@ -22,6 +22,7 @@ from compressor.export.manifest import (
     Widths,
     parse_manifest,
 )
+from compressor.recurrent.known import with_rolled
 
 ATTRIBUTES: tuple[str, ...] = get_args(Attribute)
 
@@ -58,20 +59,23 @@ def rebuild(original: nn.Module, manifest: Manifest | Mapping[str, Any]) -> nn.M
     """
     if not isinstance(manifest, Manifest):
         manifest = parse_manifest(manifest)
-    return resized(with_attention(original, manifest.attention), manifest.widths)
+    return resized(with_forms(original, manifest.attention, manifest.recurrent), manifest.widths)
 
 
-def with_attention(original: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A copy with these attention modules in dense form; the same object without names.
+def with_forms(original: nn.Module, attention: Sequence[str], recurrent: Sequence[str]) -> nn.Module:
+    """A copy with these attention modules in dense form and these recurrent layers as `Rolled`; the same object without
+    names.
 
-    Raises SourceError where one of them is no attention that has a dense form.
+    Raises SourceError where one of them has no such form.
     """
-    if not names:
-        return original
     try:
-        return rewritten(copy.deepcopy(original), list(names))
+        made = rewritten(copy.deepcopy(original), list(attention)) if attention else original
     except (AttributeError, ValueError) as error:
         raise different("attention", str(error), "attention modules by these names") from None
+    try:
+        return with_rolled(made, recurrent)
+    except (AttributeError, ValueError) as error:
+        raise different("recurrent layers", str(error), "recurrent layers by these names") from None
 
 
 def resized(original: nn.Module, widths: Widths) -> nn.Module:

@@ -1,4 +1,5 @@
-"""A model whose attention is written in dense form, so that its heads and dimensions can be followed as units."""
+"""A model whose attention and recurrent layers are written as linear layers, so that their heads, dimensions and hidden
+units can be followed as units; and the ways back."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.attention.dense import DenseAttention
-from compressor.attention.known import attention_names, reader_of, rewritten
+from compressor.attention.known import attention_names, plain_again, reader_of, rewritten
 from compressor.attention.normal import concentrate
 from compressor.attention.transposed import straightened
+from compressor.errors import ModelError
+from compressor.recurrent.known import recurrent_names, rolled_again, unrolled
 from compressor.units.check import sift
 from compressor.units.modes import in_precision
 from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
@@ -22,25 +25,27 @@ SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference of an output, relative to the largest, that counts as rounding, by the weights' precision."""
 
 
-def with_dense_attention(model: nn.Module, inputs: Any, normal: bool = True) -> nn.Module:
-    """A copy of `model` with every known attention module in dense form, and transposed linear layers as plain ones;
-    `model` itself where there is neither.
+def in_dense_form(model: nn.Module, inputs: Any, normal: bool = True) -> nn.Module:
+    """A copy of `model` with known attention in dense form, recurrent layers unrolled, and transposed linear layers as
+    plain ones; `model` itself where there is none of them.
 
     Proven on two samples of `inputs` in double precision (on the CPU): what would move an output stays as it is. With
     `normal`, what the weights alone prove surplus inside an attention is moved into zero dimensions and heads (see
     `attention.normal`). Raises ModelError where the model does not run.
     """
-    names = attention_names(model)
-    if not names and straightened(model) is model:
+    names, loops = attention_names(model), recurrent_names(model)
+    if not names and not loops and straightened(model) is model:
         return model
     probe = Probe(model, inputs)
     names = _without_change(probe, names, lambda some: rewritten(copy.deepcopy(model), some))
     rest = rewritten(copy.deepcopy(model), names)
+    loops = _loops_without_change(probe, rest, loops, inputs)
+    rest = unrolled(rest, loops)
     dense = straightened(rest)
     if dense is not rest and probe.changed(dense):
         dense = rest
     if not names:
-        return model if dense is rest else dense
+        return dense if loops or dense is not rest else model
     if not normal:
         return dense
 
@@ -53,6 +58,36 @@ def with_dense_attention(model: nn.Module, inputs: Any, normal: bool = True) -> 
         return made
 
     return concentrated(_without_change(probe, names, concentrated))
+
+
+def given_form(small: nn.Module, original: nn.Module) -> nn.Module:
+    """`small` (changed in place), worked on as `in_dense_form`, in the classes of `original` again: whatever is as wide
+    as there; recurrent layers that are not are run by torch's own for each layer and direction.
+    """
+    return plain_again(rolled_again(small, original), original)
+
+
+def _loops_without_change(probe: Probe, model: nn.Module, names: list[str], inputs: Any) -> list[str]:
+    """The recurrent layers that can be unrolled, also where inputs that are all zero (states to begin with) are not."""
+
+    def made(some: list[str]) -> nn.Module:
+        return unrolled(copy.deepcopy(model), some)
+
+    names = _without_change(probe, names, made)
+    lively = pytree.tree_map_only(Tensor, _without_zeros, inputs)
+    if not names or all(a is b for a, b in zip(pytree.tree_leaves(lively), pytree.tree_leaves(inputs), strict=True)):
+        return names
+    try:
+        second = Probe(model, lively)
+    except ModelError:
+        return names
+    return _without_change(second, names, made)
+
+
+def _without_zeros(given: Tensor) -> Tensor:
+    if not given.is_floating_point() or bool(given.any()):
+        return given
+    return torch.linspace(-1, 1, given.numel(), dtype=given.dtype, device=given.device).reshape(given.shape)
 
 
 def _without_change(probe: Probe, names: list[str], make: Callable[[list[str]], nn.Module]) -> list[str]:

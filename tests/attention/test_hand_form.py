@@ -16,7 +16,7 @@ from compressor.attention.hand_form import HandAttention
 from compressor.attention.known import dense_form, plain_again
 from compressor.surgery.exact import exact_compress, moved
 from compressor.units.check import checked
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
@@ -155,13 +155,13 @@ TOKENS = torch.randn(24, 7, 5, generator=torch.Generator().manual_seed(2), dtype
 @pytest.mark.parametrize("kind", [Causal, ByHead])
 def test_planted_heads_values_and_queries_go(kind: type[nn.Module]) -> None:
     lean = text(kind)
-    first = with_dense_attention(lean, TOKENS, normal=False)
+    first = in_dense_form(lean, TOKENS, normal=False)
     attention = attentions(first)["attention"]
     assert attention.out is not None
     plant(attention, attention.out)
     wide = plain_again(copy.deepcopy(first), lean)
     assert type(wide.get_submodule("attention")) is kind
-    opened = with_dense_attention(wide, TOKENS)
+    opened = in_dense_form(wide, TOKENS)
     small, plan = exact_compress(opened, checked(opened, trace(opened, TOKENS), TOKENS[:2]), TOKENS, effort=0.0)
     assert {fold.group: len(fold.dropped) for fold in plan.folds} == {
         f"attention.{leaf}": 1 for leaf in ("heads", "q", "v")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.attention.known import attention_names, dense_form, plain_again, reader_of
 from compressor.attention.timm_form import TimmAttention
 from compressor.surgery.exact import exact_compress, moved
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
@@ -103,7 +103,7 @@ def test_planted_heads_values_and_queries_are_found_in(name: str) -> None:
     torch.manual_seed(0)
     lean, inputs = lively(build()), draw(24)
     assert len(attention_names(lean)) == 1
-    planted = with_dense_attention(lean, inputs, normal=False)
+    planted = in_dense_form(lean, inputs, normal=False)
     for place, attention in attentions(planted).items():
         reader = reader_of(planted, place)
         assert reader is not None
@@ -113,7 +113,7 @@ def test_planted_heads_values_and_queries_are_found_in(name: str) -> None:
             table.data[:, -1] = table.data[:, 0]
     wide = plain_again(planted, lean)  # as a user would bring it
     assert not attentions(wide)
-    opened = with_dense_attention(wide, inputs)
+    opened = in_dense_form(wide, inputs)
     small, plan = exact_compress(opened, trace(opened, inputs), inputs, effort=0.0)
     gone = {fold.group.rpartition(".")[2]: len(fold.dropped) for fold in plan.folds}
     assert gone == {"heads": 1, "q": 1, "v": 1}
@@ -127,7 +127,7 @@ def test_untouched_attention_goes_back_into_its_class_in(name: str) -> None:
     build, draw = FAMILY[name]
     torch.manual_seed(1)
     lean, inputs = lively(build()), draw(4)
-    opened = with_dense_attention(lean, inputs)
+    opened = in_dense_form(lean, inputs)
     (attention,) = attentions(opened).values()
     with torch.no_grad():
         for parameter in attention.q.parameters():
@@ -174,5 +174,5 @@ def test_what_timm_also_calls_attention_is_not_taken_for_it() -> None:
     )
     assert not isinstance(dense_form(model[0]), TimmAttention)
     inputs = torch.randn(2, 9, 16)
-    graph = trace(with_dense_attention(model.eval(), inputs), inputs)
+    graph = trace(in_dense_form(model.eval(), inputs), inputs)
     assert graph.layers == 3

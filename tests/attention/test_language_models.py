@@ -18,7 +18,7 @@ from compressor.attention.known import plain_again
 from compressor.surgery.exact import exact_compress
 from compressor.units.check import checked
 from compressor.units.cut import cut
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
@@ -83,7 +83,7 @@ def scores(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def test_the_form_that_is_worked_on_is_the_same_function_and_goes_back(kind: str) -> None:
     model, inputs = speaker(kind), texts(6)
     before = scores(model, inputs)
-    opened = with_dense_attention(model, texts(2), normal=False)
+    opened = in_dense_form(model, texts(2), normal=False)
     wanted = CausalAttention if kind in CAUSAL else RotaryAttention
     assert [type(found) for found in attentions(opened).values()] == [wanted] * 2
     close: dict[str, Any] = {"rtol": 0.0, "atol": EXACT.get(kind, 1e-5) * float(before.abs().max())}
@@ -103,7 +103,7 @@ def test_texts_padded_on_the_left_are_answered_as_before(kind: str) -> None:
     """The first tokens see no key at all; those of the text say, and go on saying, what they said."""
     model, inputs = speaker(kind), texts(6)
     left = {name: tensor.flip(1) for name, tensor in inputs.items()}
-    opened = with_dense_attention(model, left, normal=False)
+    opened = in_dense_form(model, left, normal=False)
     assert len(attentions(opened)) == 2
     real = left["attention_mask"].bool()
     before, after = scores(model, left), scores(opened, left)
@@ -120,7 +120,7 @@ def test_texts_padded_on_the_left_are_answered_as_before(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_values_and_hidden_units_are_groups(kind: str) -> None:
     model = speaker(kind)
-    opened = with_dense_attention(model, texts(2))
+    opened = in_dense_form(model, texts(2))
     graph = checked(opened, trace(opened, texts(2)), texts(2))
     live = [group.name for group in graph.groups if group.frozen is None]
     ends = [name.rpartition(".")[2] for name in live]
@@ -132,12 +132,12 @@ def test_heads_values_and_hidden_units_are_groups(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["GPTNeoX", "Phi", "StableLm", "Falcon"])
 def test_planted_heads_and_values_of_a_whole_model_go(kind: str) -> None:
     lean, inputs = speaker(kind), texts(24)
-    first = with_dense_attention(lean, texts(2), normal=False)
+    first = in_dense_form(lean, texts(2), normal=False)
     for attention in attentions(first).values():
         plant_shared(attention)
     wide = plain_again(first, lean)  # as a user would bring it
     assert not attentions(wide)
-    opened = with_dense_attention(wide, texts(2))
+    opened = in_dense_form(wide, texts(2))
     small, plan = exact_compress(opened, trace(opened, texts(2)), inputs, effort=0.0)
     assert plan.taken_back == ()
     gone = [(fold.group.rpartition(".")[2], len(fold.dropped)) for fold in plan.folds]
@@ -149,7 +149,7 @@ def test_planted_heads_and_values_of_a_whole_model_go(kind: str) -> None:
 @pytest.mark.parametrize("kind", SPEAKING)
 def test_one_with_fewer_heads_and_values_goes_on_as_it_reads(kind: str) -> None:
     """Step by step with a cache, what it says of the whole text at once, also of one padded on the left."""
-    opened = with_dense_attention(speaker(kind), texts(2), normal=False)
+    opened = in_dense_form(speaker(kind), texts(2), normal=False)
     graph = trace(opened, texts(2))
     live = {group.name: len(group.units) for group in graph.groups if group.frozen is None}
     small: Any = cut(opened, graph, {name: tuple(range(1, size)) for name, size in live.items()})
@@ -166,7 +166,7 @@ def test_one_with_fewer_heads_and_values_goes_on_as_it_reads(kind: str) -> None:
 def faint(kind: str) -> Any:
     """One whose last key / value head, and two values of the others, hardly say anything."""
     model = speaker(kind, torch.float32)
-    opened = with_dense_attention(model, texts(2), normal=False)
+    opened = in_dense_form(model, texts(2), normal=False)
     for attention in attentions(opened).values():
         for rows in attention.v.parameters():
             heads = rows.data.unflatten(0, (len(attention.scale) // attention.shared, -1))

@@ -18,7 +18,7 @@ from compressor.attention.swin_form import SwinAttention
 from compressor.surgery.exact import exact_compress, moved
 from compressor.units.check import checked
 from compressor.units.cut import cut
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
@@ -98,7 +98,7 @@ def ran(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(16, 16), (22, 20), (5, 8), (8, 3)])
 def test_windows_give_what_torchvision_gives(size: tuple[int, int]) -> None:
     model, images = swin(), torch.randn(2, 3, *size, dtype=torch.float64)
-    opened = with_dense_attention(model, IMAGES, normal=False)
+    opened = in_dense_form(model, IMAGES, normal=False)
     assert [type(found) for found in attentions(opened).values()] == [SwinAttention] * 2
     torch.testing.assert_close(ran(opened, images), ran(model, images), rtol=1e-12, atol=1e-12)
     opened.get_parameter(f"{FIRST}.relative_position_bias_table").data.add_(0.1)
@@ -109,7 +109,7 @@ def test_windows_give_what_torchvision_gives(size: tuple[int, int]) -> None:
 
 def test_planted_heads_values_and_queries_of_windows_go() -> None:
     lean = swin(2)
-    first = with_dense_attention(lean, IMAGES, normal=False)
+    first = in_dense_form(lean, IMAGES, normal=False)
     for attention in attentions(first).values():
         assert isinstance(attention, SwinAttention)
         assert attention.out is not None
@@ -126,7 +126,7 @@ def test_planted_heads_values_and_queries_of_windows_go() -> None:
 
 
 def removed(wide: nn.Module, inputs: Tensor) -> tuple[nn.Module, dict[str, int]]:
-    opened = with_dense_attention(wide, inputs)
+    opened = in_dense_form(wide, inputs)
     graph = checked(opened, trace(opened, inputs), inputs[:2])
     small, plan = exact_compress(opened, graph, inputs, effort=0.0)
     assert plan.taken_back == ()
@@ -135,7 +135,7 @@ def removed(wide: nn.Module, inputs: Tensor) -> tuple[nn.Module, dict[str, int]]
 
 def test_heads_that_only_their_position_biases_tell_apart_stay() -> None:
     lean = swin(2)
-    first = with_dense_attention(lean, IMAGES, normal=False)
+    first = in_dense_form(lean, IMAGES, normal=False)
     for attention in attentions(first).values():
         for layer in (attention.q, attention.k, attention.v):
             weight, bias = heads_of(layer, 4)
@@ -148,7 +148,7 @@ def test_heads_that_only_their_position_biases_tell_apart_stay() -> None:
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", *EXTRA])
 def test_decoders_give_what_transformers_gives(family: str) -> None:
     model = decoder(family=family)
-    opened = with_dense_attention(model, TOKENS, normal=False)
+    opened = in_dense_form(model, TOKENS, normal=False)
     (attention,) = attentions(opened).values()
     assert isinstance(attention, RotaryAttention)
     assert (attention.shared, len(attention.scale)) == (1 if family == "GPTNeoX" else 2, 6)
@@ -160,7 +160,7 @@ def test_decoders_give_what_transformers_gives(family: str) -> None:
 
 
 def test_groups_of_a_decoder_and_why_queries_stay() -> None:
-    opened = with_dense_attention(decoder(), TOKENS, normal=False)
+    opened = in_dense_form(decoder(), TOKENS, normal=False)
     graph = checked(opened, trace(opened, TOKENS), TOKENS[:2])
     sizes = {group.name: len(group.units) for group in graph.groups if group.frozen is None}
     assert sizes == {"attention.heads": 3, "attention.v": 4}
@@ -176,7 +176,7 @@ def test_groups_of_a_decoder_and_why_queries_stay() -> None:
 @pytest.mark.parametrize("family", ["Llama", *EXTRA])
 def test_planted_values_and_shared_heads_of_a_decoder_go(family: str) -> None:
     lean = decoder(1, family=family)
-    first = with_dense_attention(lean, TOKENS, normal=False)
+    first = in_dense_form(lean, TOKENS, normal=False)
     plant_shared(attentions(first)["attention"])
     wide = plain_again(copy.deepcopy(first), lean)
     assert not attentions(wide)
@@ -188,7 +188,7 @@ def test_planted_values_and_shared_heads_of_a_decoder_go(family: str) -> None:
 
 def test_heads_that_only_their_norms_tell_apart_stay() -> None:
     lean = decoder(1, family="StableLm")
-    first = with_dense_attention(lean, TOKENS, normal=False)
+    first = in_dense_form(lean, TOKENS, normal=False)
     attention = attentions(first)["attention"]
     for layer in (attention.q, attention.k, attention.v):
         weight, bias = heads_of(layer, 3)
@@ -202,7 +202,7 @@ def test_a_lean_decoder_stays_whole() -> None:
 
 def test_a_cache_continues_where_a_whole_text_does() -> None:
     transformers = pytest.importorskip("transformers")
-    opened: Any = with_dense_attention(decoder(), TOKENS, normal=False)
+    opened: Any = in_dense_form(decoder(), TOKENS, normal=False)
     states = opened.norm(opened.stem(TOKENS))
     cos, sin = opened.rotary(states, torch.arange(7)[None])
     whole = opened.attention(states, position_embeddings=(cos, sin))[0]

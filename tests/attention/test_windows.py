@@ -22,7 +22,7 @@ from compressor.attention.windows import COSINE, WindowAttention
 from compressor.export.onnx import OnnxModel, export_onnx
 from compressor.surgery.exact import exact_compress, moved
 from compressor.units.check import checked
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
@@ -87,7 +87,7 @@ def ran(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", OTHER_NETS)
 def test_windows_give_what_the_original_gives_and_go_back_into_its_class(name: str) -> None:
     model, x = network(name), images(3)
-    opened = with_dense_attention(model, x, normal=False)
+    opened = in_dense_form(model, x, normal=False)
     assert list(attentions(opened)) == attention_names(model)
     assert len(attentions(opened)) == sum("WindowAttention" in type(m).__name__ for m in model.modules()) >= 2
     torch.testing.assert_close(ran(opened, x), ran(model, x), rtol=1e-12, atol=1e-12)
@@ -103,7 +103,7 @@ def test_windows_give_what_the_original_gives_and_go_back_into_its_class(name: s
 
 def test_maps_of_other_sizes_in_the_second_version_of_torchvision() -> None:
     model = network("vision_swin_v2")
-    opened = with_dense_attention(model, images(2), normal=False)
+    opened = in_dense_form(model, images(2), normal=False)
     for size in (8, 13, 22):
         x = images(2, size)
         torch.testing.assert_close(ran(opened, x), ran(model, x), rtol=1e-12, atol=1e-12)
@@ -127,7 +127,7 @@ def test_fused_attention_is_followed_as_well(monkeypatch: pytest.MonkeyPatch) ->
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             monkeypatch.setattr(module, "fused_attn", True)
-    opened = with_dense_attention(model, x, normal=False)
+    opened = in_dense_form(model, x, normal=False)
     assert len(attentions(opened)) == 2
     torch.testing.assert_close(ran(opened, x), ran(model, x), rtol=1e-12, atol=1e-12)
 
@@ -135,7 +135,7 @@ def test_fused_attention_is_followed_as_well(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_live_and_why_the_rest_is_not() -> None:
     graphs = {}
     for name in NETS:
-        opened = with_dense_attention(network(name), images(2), normal=False)
+        opened = in_dense_form(network(name), images(2), normal=False)
         graphs[name] = checked(opened, trace(opened, images(2)), images(2))
     for name, graph in graphs.items():
         inside = {group.name: group.frozen for group in graph.groups if ".attn." in group.name}
@@ -154,7 +154,7 @@ def surplus(name: str, seed: int = 2) -> tuple[nn.Module, list[str]]:
         heads = [module.logit_scale.data, module.cpb_mlp[2].weight.data] if hasattr(module, "cpb_mlp") else []
         for of_heads in heads or [module.relative_position_bias_table.data.T]:
             of_heads[-1] = of_heads[0]
-    opened = with_dense_attention(lean, images(2), normal=False)
+    opened = in_dense_form(lean, images(2), normal=False)
     for attention in attentions(opened).values():
         assert attention.out is not None
         plant(attention, attention.out)
@@ -162,7 +162,7 @@ def surplus(name: str, seed: int = 2) -> tuple[nn.Module, list[str]]:
 
 
 def removed(wide: nn.Module, inputs: Tensor) -> tuple[nn.Module, dict[str, int]]:
-    opened = with_dense_attention(wide, inputs)
+    opened = in_dense_form(wide, inputs)
     small, plan = exact_compress(opened, trace(opened, inputs), inputs, effort=0.0)
     assert plan.taken_back == ()
     return small, {fold.group: len(fold.dropped) for fold in plan.folds}

@@ -17,7 +17,7 @@ from compressor.export.manifest import MANIFEST
 from compressor.export.onnx import export_onnx
 from compressor.export.session import OnnxModel
 from compressor.units.cut import cut
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.trace import trace
 
 NAME = "encoder.layers.encoder_layer_0.self_attention"
@@ -33,7 +33,7 @@ def vit() -> nn.Module:
 def narrow() -> tuple[nn.Module, nn.Module]:
     """An original, and it with fewer heads and dimensions."""
     original, inputs = vit(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    dense = with_dense_attention(original, inputs)
+    dense = in_dense_form(original, inputs)
     kept = {f"{NAME}.heads": (1, 2, 3), f"{NAME}.q": (0, 1), f"{NAME}.v": (0, 1, 2, 5)}
     return original, cut(dense, trace(dense, inputs), kept).eval()
 

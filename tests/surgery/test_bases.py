@@ -17,7 +17,7 @@ from compressor.planning.allocation import Allocator
 from compressor.planning.paths import find_path
 from compressor.sources.samples import Batch
 from compressor.surgery.bases import balancing, basis_taps, in_balanced_bases
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.graph import UnitGraph, clusters
 from compressor.units.heads import attentions
 from compressor.units.sizes import Sizes
@@ -31,7 +31,7 @@ NAME = "encoder.layers.encoder_layer_0.self_attention"
 def opened() -> tuple[nn.Module, UnitGraph]:
     torch.manual_seed(0)
     whole = lively(VisionTransformer(16, 8, 1, 4, 24, 40, num_classes=5))
-    model = with_dense_attention(whole, X)
+    model = in_dense_form(whole, X)
     return model, trace(model, X)
 
 

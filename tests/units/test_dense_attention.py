@@ -17,7 +17,7 @@ from compressor.attention.known import reader_of
 from compressor.surgery.exact import exact_compress, moved
 from compressor.units.check import certify, checked
 from compressor.units.cut import cut
-from compressor.units.dense import with_dense_attention
+from compressor.units.dense import in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.sizes import Sizes, size_of
 from compressor.units.trace import trace
@@ -32,7 +32,7 @@ def vit(layers: int = 1) -> nn.Module:
 
 
 def test_heads_and_dimensions_are_groups_that_pass_the_dry_run() -> None:
-    model = with_dense_attention(vit(), X)
+    model = in_dense_form(vit(), X)
     graph = checked(model, trace(model, X), X)
     groups = {g.name: (len(g.units), g.frozen) for g in graph.groups if g.name.startswith(ATTENTION)}
     assert groups == {f"{ATTENTION}.heads": (4, None), f"{ATTENTION}.q": (6, None), f"{ATTENTION}.v": (6, None)}
@@ -40,7 +40,7 @@ def test_heads_and_dimensions_are_groups_that_pass_the_dry_run() -> None:
 
 
 def test_a_cut_of_all_three_is_certified_counted_and_keeps_the_scale() -> None:
-    model = with_dense_attention(vit(), X)
+    model = in_dense_form(vit(), X)
     graph = trace(model, X)
     kept = {f"{ATTENTION}.heads": (0, 2, 3), f"{ATTENTION}.q": (1, 4), f"{ATTENTION}.v": (0, 2, 3, 5)}
     small = cut(model, graph, kept)
@@ -54,7 +54,7 @@ def test_a_cut_of_all_three_is_certified_counted_and_keeps_the_scale() -> None:
 
 
 def test_savings_of_heads_and_dimensions_are_those_of_real_cuts() -> None:
-    model = with_dense_attention(vit(), X)
+    model = in_dense_form(vit(), X)
     graph = trace(model, X)
     sizes, by_name = Sizes(model, graph), {group.name: group for group in graph.groups}
     mask = torch.ones(graph.n_units, dtype=torch.bool).numpy()
@@ -70,7 +70,7 @@ def test_savings_of_heads_and_dimensions_are_those_of_real_cuts() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_exact_mode_finds_planted_units_of_the_mlp_values_queries_and_heads(dtype: torch.dtype) -> None:
     lean = vit(2)
-    first = with_dense_attention(lean, X, normal=False)
+    first = in_dense_form(lean, X, normal=False)
     for name, attention in attentions(first).items():
         reader = reader_of(first, name)
         assert reader is not None
@@ -78,7 +78,7 @@ def test_exact_mode_finds_planted_units_of_the_mlp_values_queries_and_heads(dtyp
     graph = trace(first, X)
     wide = planted.split(first, graph, {"encoder.layers.encoder_layer_0.mlp.0": {3: 3, 7: 2}}).model.to(dtype)
     images = X.to(dtype)
-    opened = with_dense_attention(wide_again(wide, lean).to(dtype), images)
+    opened = in_dense_form(wide_again(wide, lean).to(dtype), images)
     small, plan = exact_compress(opened, trace(opened, images), images, effort=0.0)
     gone = {fold.group.removeprefix("encoder.layers."): len(fold.dropped) for fold in plan.folds}
     expected = {"encoder_layer_0.mlp.0": 3}
@@ -109,7 +109,7 @@ def test_attention_that_is_not_followed_has_no_taps_of_its_own() -> None:
 
 def test_a_lean_network_stays_whole() -> None:
     lean = vit()
-    opened = with_dense_attention(lean, X)
+    opened = in_dense_form(lean, X)
     small, plan = exact_compress(opened, trace(opened, X), X, effort=0.0)
     assert plan.removed == 0
     with torch.no_grad():
@@ -118,13 +118,13 @@ def test_a_lean_network_stays_whole() -> None:
 
 def test_a_network_without_attention_is_handed_back_itself() -> None:
     model, inputs = planted.small("dense")
-    assert with_dense_attention(model, inputs) is model
+    assert in_dense_form(model, inputs) is model
 
 
 @pytest.mark.slow
 def test_every_planted_unit_of_vit_b_16_goes() -> None:
     lean, images = planted_zoo.lean("vit_b_16", torch.float64)
-    first = with_dense_attention(lean, images, normal=False)
+    first = in_dense_form(lean, images, normal=False)
     planted_in = attentions(first)
     for name, attention in planted_in.items():
         reader = reader_of(first, name)
@@ -133,7 +133,7 @@ def test_every_planted_unit_of_vit_b_16_goes() -> None:
     graph = trace(first, images)
     chosen = {group.name: {5: 3} for group in graph.groups if group.frozen is None and "mlp" in group.name}
     wide = planted.split(first, graph, chosen).model
-    opened = with_dense_attention(wide_again(wide, lean), images)
+    opened = in_dense_form(wide_again(wide, lean), images)
     small, plan = exact_compress(opened, trace(opened, images), images, effort=0.0)
     expected = dict.fromkeys(chosen, 2)
     expected |= {f"{name}.{leaf}": 1 for name in planted_in for leaf in ("heads", "q", "v")}

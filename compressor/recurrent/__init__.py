@@ -1,0 +1,1 @@
+"""Recurrent layers written so that their hidden units can be followed, and narrower ones to take their place."""
