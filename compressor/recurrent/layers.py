@@ -107,7 +107,7 @@ class Last:
 
     def whole(self) -> Tensor:
         """(L, N, H) all of them. ModelError where widths differ."""
-        if len({state.shape for state in self._states}) > 1:
+        if len({state.shape[-1] for state in self._states}) > 1:
             widths = ", ".join(str(state.shape[-1]) for state in self._states)
             raise ModelError(
                 "last states of a recurrent layer", f"widths {widths}", "layers of one width",

@@ -39,7 +39,7 @@ class Rolled(Recurrent):
 
     def together(self, states: Sequence[Tensor]) -> Any:
         """A tensor as torch's where widths are the same."""
-        return torch.stack(list(states)) if len({state.shape for state in states}) == 1 else Last(states)
+        return torch.stack(list(states)) if len({state.shape[-1] for state in states}) == 1 else Last(states)
 
 
 def rolled(unrolled: Unrolled) -> Rolled:

@@ -211,6 +211,7 @@ def test_bundles_and_files_of_layers_of_several_widths(tmp_path: Path) -> None:
         loaded.rnn(X, (torch.ones(2, 48, 6), torch.ones(2, 48, 6)))
     made = export_onnx(small.float(), X[:4].float(), tmp_path / "model.onnx")
     assert made.parity.signal
+    assert (made.exporter, made.notes) == ("dynamo", ())
     for count in (1, 7):
         torch.testing.assert_close(OnnxModel(made.path)(X[:count].float()), ran(small, X[:count].float()))
     path = tmp_path / MANIFEST
