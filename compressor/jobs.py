@@ -20,7 +20,17 @@ from compressor.options import Options, parse_keep, parse_memory, parse_recover
 from compressor.recipe import Recipe, resolved
 from compressor.recording import assemble
 from compressor.report.record import Record, read_record
-from compressor.request import REQUEST, Job, begin, in_folder, loaded, note_request, same_request, short_name
+from compressor.request import (
+    REQUEST,
+    Job,
+    begin,
+    in_folder,
+    loaded,
+    note_request,
+    refuse_other_data,
+    same_request,
+    short_name,
+)
 from compressor.sources.data import Data
 from compressor.sources.models import LoadedModel
 from compressor.sources.network import cache_folder
@@ -79,8 +89,10 @@ def _finished(claim: Claim, job: Job) -> Record | None:
     if not same_request(claim, job) or not (claim.path / RECORD).is_file():
         return None
     found = read_record(claim.path / RECORD)
-    known = found.files
-    return found if hashes(claim.path) == known else None
+    if hashes(claim.path) != found.files:
+        return None
+    refuse_other_data(job, found.data.marks)
+    return found
 
 
 def _run(job: Job, folder: Path, claim: Claim | None, report: Report) -> Record:

@@ -19,7 +19,7 @@ from compressor.stages import floating
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
-from compressor.verify.judge_data import before_work, training_data_warning
+from compressor.verify.judge_data import before_work, repeats_warning, training_data_warning
 from compressor.verify.near_copies import near_copies_warning
 from compressor.workbench import Bench, Start
 
@@ -163,10 +163,9 @@ def verdict_of(before: Outputs, after: Outputs, start: Start) -> Verdict:
 
 
 def _warn_before(outcome: Outcome, start: Start) -> None:
-    """A warning where the judge split is too small to pass anything."""
-    warning = before_work(len(start.data.judge), start.options.confidence, start.options.max_drop)
-    if warning is not None:
-        outcome.warnings.append(warning)
+    """Warnings where the judge split is too small to pass anything, or smaller than it seems."""
+    small = before_work(len(start.data.judge), start.options.confidence, start.options.max_drop)
+    outcome.warnings += [warning for warning in (small, repeats_warning(start.data.judge)) if warning is not None]
 
 
 def _warn_of_copies(outcome: Outcome, start: Start) -> None:

@@ -111,7 +111,8 @@ class Sizes:
             return sorted(set(self.shares), reverse=True)
         low = min(1.02 * smallest, 1.0)
         first = max(LARGEST, low)
-        return [first * (low / first) ** (place / (self.points - 1)) for place in range(self.points)]
+        spread = {first * (low / first) ** (place / (self.points - 1)) for place in range(self.points)}
+        return sorted(spread, reverse=True)  # one size where no smaller one can be built
 
 
 def refuse_unread(unlabelled: object, options: Options, where: str = "unlabelled") -> None:

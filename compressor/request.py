@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from compressor.observe import from_first, in_turn, only_first, processes
 from compressor.options import Options, Sizes, refuse_unread, refuse_unread_table
 from compressor.sources.checkpoint import file_sha256, weights_sha256
 from compressor.sources.consent import remember
-from compressor.sources.data import Data, load_data, load_unlabelled, with_unlabelled
+from compressor.sources.data import NAMED, Data, load_data, load_unlabelled, with_unlabelled
 from compressor.sources.factories import find_factory, split_query
 from compressor.sources.models import LoadedModel, load_model
 from compressor.stages import NOTE, Report
@@ -133,6 +133,24 @@ def same_request(claim: Claim, job: Job, results: tuple[str, ...] = OUTPUTS) -> 
     if request.read_text(encoding="utf-8").strip() != job.fingerprint:
         raise _other_request(claim.path)
     return True
+
+
+def refuse_other_data(job: Job, known: Mapping[str, str | None]) -> None:
+    """UsageError where the data that a finished run read, by the fingerprints in its record, has changed since.
+
+    The request holds the file that is named; what a factory or a list of files reads beside it is looked at here.
+    """
+    head, _ = split_query(job.data)
+    if head in NAMED or head.startswith("npz:"):
+        return
+    model = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
+    data = load_data(job.data, seed=job.options.seed, base=job.base, transform=model.transform)
+    changed = [part for part, mark in known.items() if mark is not None and getattr(data, part).fingerprint != mark]
+    if changed:
+        raise UsageError(
+            f"data '{job.data}'", f"other samples than those of the finished run ({', '.join(changed)})",
+            "the same command, with the same data, that began it", "use --force or another folder to work on the new.",
+        )  # fmt: skip
 
 
 def _other_request(path: Path) -> UsageError:

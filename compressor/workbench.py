@@ -48,6 +48,7 @@ from compressor.units.sizes import size_of
 from compressor.verify.accuracy import Outputs, fitting_labels, outputs_of
 from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import refuse_overlap
+from compressor.verify.repeatable import batch_warning, refuse_chance
 from compressor.verify.scores import Score
 
 Answers = Callable[[Any], Any]
@@ -76,6 +77,8 @@ class Start:
     """How answers are read: as scores of classes, or as numbers."""
     rotation: Rotation | None = None
     """What was done to `work` before its units were found, where that was asked for."""
+    warnings: list[str] = field(default_factory=list)
+    """About the network, whatever is made of it."""
 
     @property
     def frozen(self) -> bool:
@@ -95,9 +98,12 @@ class Start:
     def untouched(self, why: str | None = None) -> Outcome:
         """The outcome in which no unit goes: the model as it is, or as it was turned."""
         if self.rotation is None:
-            return untouched(self.model, self.work, self.graph, why)
+            made = untouched(self.model, self.work, self.graph, why)
+            made.warnings += self.warnings
+            return made
         made = untouched(self.work if self.turned else self.model, self.work, self.graph, None if self.turned else why)
         made.original_size, made.rotation = dict(self.rotation.size), self.rotation.told
+        made.warnings += self.warnings
         refused = "; ".join(f"`{name}`: {reason}" for name, reason in self.rotation.told["refused"].items())
         if not self.turned:
             made.warnings.append(f"Nothing was turned (--rotate): {refused or 'no stream that norms read'}.")
@@ -118,9 +124,13 @@ def prepare(
     work = working_copy(model, pick_device(options.device))
     with timed(seconds, "check"):
         report("check", 0.0)
-        probe = outputs_of(work, some(data.calibrate, 64))
+        first = some(data.calibrate, 64)
+        probe = outputs_of(work, first)
+        refuse_chance(work, first, probe)
+        doubt = batch_warning(work, first, probe)
+        warnings = [] if doubt is None else [doubt]
         if answers is not None:
-            _refuse_other_answers(probe, outputs_of(answers, some(data.calibrate, 64)))
+            _refuse_other_answers(probe, outputs_of(answers, first))
         likelihood = from_first(lambda: likelihood_of(probe.logits, data.calibrate.labels, score is not None))
         for part in (data.calibrate, data.tune, data.judge):
             if score is None:
@@ -134,13 +144,14 @@ def prepare(
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
     if options.rotate is None:
-        return Start(model, work, graph, data, options, report, seconds, answers, score, likelihood)
+        return Start(model, work, graph, data, options, report, seconds, answers, score, likelihood, warnings=warnings)
     with timed(seconds, "rotate"):
         block = lambda: measured_block(seed=options.seed).block if options.align == "auto" else options.align  # noqa: E731
         made = rotate(
             work, graph, data.calibrate, options.rotate, block, options.seed, likelihood, report, options.memory
         )
-    return Start(model, made.model, made.graph, data, options, report, seconds, answers, score, likelihood, made)
+    about = (options, report, seconds, answers, score, likelihood, made, warnings)
+    return Start(model, made.model, made.graph, data, *about)
 
 
 def _refuse_targets(part: Samples, probe: Outputs, judged: bool) -> None:

@@ -59,7 +59,8 @@ TIMM = {
     "res2net50_26w_4s": 32, "efficientformer_l1": 224, "levit_128s": 224,
 }  # fmt: skip
 TRANSFORMERS_OF_TIMM = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224", "gmlp_ti16_224",
-                        "resmlp_12_224", "cait_xxs24_224", "xcit_nano_12_p16_224")  # fmt: skip
+                        "resmlp_12_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224",
+                        "swinv2_tiny_window8_256")  # fmt: skip
 _SMALL = "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4&intermediate_size=64"
 _TABLES = "vocab_size=60&max_position_embeddings=40"  # as small a part of the whole as in the full-sized networks
 _ENDS = "bos_token_id=0&eos_token_id=0"
@@ -74,6 +75,13 @@ HF = {
     "qwen3": f"{_SMALL}&{_TABLES}&auto=Qwen3ForCausalLM&num_key_value_heads=2&head_dim=8",
     "gemma": f"{_SMALL}&{_TABLES}&auto=GemmaForCausalLM&num_key_value_heads=2&head_dim=8",
     "granite": f"{_SMALL}&{_TABLES}&auto=GraniteForCausalLM&num_key_value_heads=2",
+    "phi3": f"{_SMALL}&{_TABLES}&auto=Phi3ForCausalLM&num_key_value_heads=2&pad_token_id=0",
+    "gpt_neox": f"{_SMALL}&{_TABLES}&auto=GPTNeoXForCausalLM",
+    "phi": f"{_SMALL}&{_TABLES}&auto=PhiForCausalLM&num_key_value_heads=2",
+    "stablelm": f"{_SMALL}&{_TABLES}&auto=StableLmForCausalLM&num_key_value_heads=2",
+    "olmo2": f"{_SMALL}&{_TABLES}&auto=Olmo2ForCausalLM&num_key_value_heads=2&pad_token_id=0",
+    "smollm3": f"{_SMALL}&{_TABLES}&auto=SmolLM3ForCausalLM&num_key_value_heads=2&pad_token_id=0",
+    "falcon": f"{_SMALL}&{_TABLES}&auto=FalconForCausalLM&new_decoder_architecture=true&num_kv_heads=2&alibi=false",
     "dinov2": "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4&image_size=28&patch_size=14",
 }  # fmt: skip
 

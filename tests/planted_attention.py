@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from compressor.attention.dense import DenseAttention
+from compressor.attention.head_norm import HeadNorm
 
 
 def heads_of(layer: nn.Linear, heads: int) -> tuple[Tensor, Tensor]:
-    """Views (H, D, E) and (H, D) of a layer's weight and bias, head by head; writing into them changes the layer."""
-    assert layer.bias is not None
-    return layer.weight.data.unflatten(0, (heads, -1)), layer.bias.data.unflatten(0, (heads, -1))
+    """Views (H, D, E) and (H, D) of a layer's weight and bias, head by head; writing into them changes the layer, but
+    for a bias that it does not have.
+    """
+    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.data
+    return layer.weight.data.unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
 
 
 def plant(attention: DenseAttention, reader: nn.Linear, seed: int = 0) -> None:
@@ -30,6 +33,19 @@ def plant(attention: DenseAttention, reader: nn.Linear, seed: int = 0) -> None:
         weight, bias = heads_of(layer, heads)
         weight[-1], bias[-1] = weight[0], bias[0]
     reader.weight.data.add_(0.01 * torch.randn(reader.weight.shape, generator=generator).to(reader.weight))
+
+
+def plant_shared(attention: DenseAttention) -> None:
+    """The last key / value head and its query heads become the first's; in each one value is spare."""
+    several = len(attention.scale) // attention.shared
+    for rows in attention.v.parameters():
+        heads = rows.data.unflatten(0, (several, -1))
+        for head in range(several - 1):
+            heads[head, head % 2] = 2 * heads[head, 2] - heads[head, 3]
+    for layer in (attention.q, attention.k, attention.v, *(m for m in attention.children() if isinstance(m, HeadNorm))):
+        for rows in layer.parameters():
+            heads = rows.data.unflatten(0, (several, -1))
+            heads[-1] = heads[0]
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -111,6 +111,20 @@ def test_changed_files_are_another_request(home: Path) -> None:
         run(JOB, "out", resume=True)
 
 
+def test_data_that_changed_beside_the_named_file_is_not_resumed(home: Path) -> None:
+    """A factory reads another file: the file that is named is the same."""
+    (home / "table.py").write_text("import torch\n\n\ndef data():\n    return torch.load('table.pt')\n")
+    torch.save(torch.randn(900, 6, generator=torch.Generator().manual_seed(1)), home / "table.pt")
+    job = replace(JOB, data="table.py:data")
+    first = run(job, "out")
+    assert run(job, "out", resume=True) == first
+    before = timeless(home / "out")
+    torch.save(torch.randn(900, 6, generator=torch.Generator().manual_seed(2)), home / "table.pt")
+    with pytest.raises(UsageError, match="other samples than those of the finished run"):
+        run(job, "out", resume=True)
+    assert timeless(home / "out") == before
+
+
 def test_force_replaces_results_only(home: Path) -> None:
     run(JOB, "out")
     (home / "out" / "notes.txt").write_text("mine")

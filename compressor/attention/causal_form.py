@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, linear, scales, term_and_hearing
+from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
+from compressor.attention.fused import put_together, taken_apart
 from compressor.attention.transposed import is_transposed, upright
 from compressor.errors import ModelError
 
@@ -44,15 +45,15 @@ class CausalAttention(DenseAttention):
 
     def fill(self, plain: Any) -> None:
         """Into a module of that class."""
-        layers = (self.q, self.k, self.v)
         if type(plain).__name__ == OPT:
-            for name, layer in zip(LAYERS, (*layers, self.out), strict=True):
+            for name, layer in zip(LAYERS, (self.q, self.k, self.v, self.out), strict=True):
                 copy_numbers(layer, plain.get_submodule(name))
             return
         assert self.out is not None
+        weight, bias = put_together(self)
         with torch.no_grad():
-            plain.c_attn.weight.copy_(torch.cat([layer.weight for layer in layers]).T)
-            plain.c_attn.bias.copy_(torch.cat([layer.bias for layer in layers]))
+            plain.c_attn.weight.copy_(weight.T)
+            plain.c_attn.bias.copy_(bias)
             plain.c_proj.weight.copy_(self.out.weight.T)
             plain.c_proj.bias.copy_(self.out.bias)
 
@@ -87,8 +88,7 @@ def _fused(module: Any) -> list[nn.Linear] | None:
     """GPT-2: one transposed layer for query, key and value."""
     if not all(is_transposed(part) for part in (module.c_attn, module.c_proj)):
         return None
-    weights, biases = module.c_attn.weight.T.chunk(3), module.c_attn.bias.chunk(3)
-    parts = [linear(w, b, module.c_attn.weight) for w, b in zip(weights, biases, strict=True)]
+    parts = taken_apart(module.c_attn.weight.T, module.c_attn.bias, module.c_attn.weight)
     return [*parts, upright(module.c_proj)]
 
 

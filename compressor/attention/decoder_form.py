@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import functools
 import importlib
-import inspect
-import textwrap
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
+from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, swapped, term_and_hearing
+from compressor.attention.head_norm import HeadNorm, fill_norm, headwise
+from compressor.attention.lines import Style, style_of
+from compressor.attention.rows import apart_by_rows, rows_apart, together_by_rows
 from compressor.errors import ModelError
 
-PATTERNS = {"llama": ("LlamaAttention", False), "qwen3": ("Qwen3Attention", True)}
-"""The classes whose forward is what is done here, in their folders of transformers, and whether queries and keys go
-through norms. transformers repeats these lines in many families (Mistral, Qwen2, Gemma, Granite, GLM, ...): a class
-with the same lines does the same.
-"""
-WINDOW = "sliding_window"
-"""An argument that says how far back a query looks, which the mask says as well."""
-LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
-OTHERS = ("position_bias", "cache", "softcap", "is_causal")
-
-Norms = tuple[nn.Module, nn.Module] | None
-
-
-@functools.cache
-def _same_lines(kind: type) -> bool | None:
-    """Whether queries and keys of this class go through norms; None if it is no attention by the lines of PATTERNS."""
-    place = kind.__module__.split(".")
-    if place[:2] != ["transformers", "models"] or not kind.__name__.endswith("Attention"):
-        return None
-    own = _lines(kind)
-    for folder, (name, normed) in PATTERNS.items():
-        try:
-            known = getattr(importlib.import_module(f"transformers.models.{folder}.modeling_{folder}"), name)
-        except (ImportError, AttributeError):  # a version without that family
-            continue
-        if own is not None and own == _lines(known):
-            return normed
-    return None
-
-
-@functools.cache
-def _lines(kind: Any) -> str | None:
-    """What a class computes, as its source says it, without remarks and WINDOW; None where there is no source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            node.keywords = [given for given in node.keywords if given.arg != WINDOW]
-    body = tree.body[0].body  # type: ignore[attr-defined]
-    return "\n".join(ast.unparse(line) for line in body if not isinstance(line, ast.Expr))
+ROTARY = "query and key dimensions with rotary positions"
+OTHERS = ("position_bias", "cache", "softcap", "is_causal", "alibi")
 
 
 class RotaryAttention(DenseAttention):
@@ -65,44 +25,53 @@ class RotaryAttention(DenseAttention):
     Several query heads share one key / value head; queries and keys are turned by their positions.
     """
 
-    turned = True
-
-    def __init__(
-        self, *layers: Any, shared: int, home: str, place: int, causal: bool, norms: Norms = None, **options: Any
-    ) -> None:
+    def __init__(self, *layers: Any, shared: int, style: Style, module: Any, **options: Any) -> None:
         super().__init__(*layers, **options)
-        self.shared, self.home, self.place, self.causal = shared, home, place, causal
-        self.q_norm, self.k_norm = norms or (None, None)
+        self.shared, self.style, self.home, self.place = shared, style, type(module).__module__, module.layer_idx
+        self.causal = bool(getattr(module, "is_causal", True))
+        self.rotary = style.placed is None or bool(getattr(module, style.placed))
+        self.fixed = ROTARY if self.rotary else None
+        self.turning = None if style.turned is None else int(getattr(module, style.turned))
+        given = [copy.deepcopy(getattr(module, name, None)) for name in style.norms or ("", "")]
+        self.q_norm, self.k_norm = (headwise(norm) for norm in given)
+        self.normed_together = style.normed == "all"
 
     @classmethod
     def of(cls, module: Any) -> DenseAttention | str | None:
-        """Attention that is computed by the lines of one of PATTERNS."""
+        """Attention that is computed by the lines of one of STYLES."""
         kind = type(module)
-        normed = _same_lines(kind)
-        if normed is None:
+        style = style_of(kind)
+        if style is None:
             return None
-        parts = [getattr(module, name, None) for name in LAYERS]
-        if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):  # type: ignore[arg-type]
+        parts: list[Any] = [getattr(module, name, None) for name in (*style.inputs, style.output)]
+        if not all(_is_linear(part, style) for part in parts) or hooked(module, *parts):
             return f"attention heads ({kind.__name__} with layers of another kind)"
         if getattr(module.config, "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
             return f"attention heads ({kind.__name__} with an implementation of its own)"
-        heads, several = (len(part.weight) // module.head_dim for part in parts[:2])  # type: ignore[union-attr]
-        like = parts[0].weight  # type: ignore[union-attr]
-        layers = [copied(part) for part in parts]  # type: ignore[arg-type]
-        norms = (copy.deepcopy(module.q_norm), copy.deepcopy(module.k_norm)) if normed else None
-        return cls(
-            *layers, scales(float(module.scaling), heads, like), shared=heads // several, home=kind.__module__,
-            place=module.layer_idx, causal=bool(getattr(module, "is_causal", True)), norms=norms,
-            dropout=module.attention_dropout,
-        )  # fmt: skip
+        if getattr(module.config, "alibi", False):
+            return f"attention heads ({kind.__name__} with distances added to its logits)"
+        *inputs, output = parts
+        heads, shared = _heads(module, style)
+        rows = _rows(module, style)
+        layers = [copied(part) for part in inputs] if rows is None else apart_by_rows(inputs[0], rows)
+        scale = scales(float(getattr(module, style.scaling)), heads, output.weight)
+        dropout = module.attention_dropout  # Falcon has a layer for it, which it does not use
+        dropout = 0.0 if isinstance(dropout, nn.Module) else dropout
+        return cls(*layers, copied(output), scale, shared=shared, style=style, module=module, dropout=dropout)
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        for name, layer in zip(LAYERS, (self.q, self.k, self.v, self.out), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
-        for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
+        layers = [self.q, self.k, self.v]
+        rows = _rows(plain, self.style)
+        if rows is None:
+            for name, layer in zip(self.style.inputs, layers, strict=True):
+                copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
+        else:
+            together_by_rows(layers, rows, plain.get_submodule(self.style.inputs[0]))  # type: ignore[arg-type]
+        copy_numbers(self.out, plain.get_submodule(self.style.output))  # type: ignore[arg-type]
+        for name, norm in zip(self.style.norms or (), (self.q_norm, self.k_norm), strict=False):
             if norm is not None:
-                plain.get_submodule(name).load_state_dict(norm.state_dict())
+                fill_norm(norm, plain.get_submodule(name))
 
     def forward(
         self,
@@ -110,6 +79,7 @@ class RotaryAttention(DenseAttention):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
+        layer_past: Any = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor]:
         """(features, attention). Without a mask a query sees keys up to its own place; all where it is not causal."""
@@ -122,11 +92,55 @@ class RotaryAttention(DenseAttention):
                 "use attn_implementation 'sdpa' or 'eager'.",
             )
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        turn = importlib.import_module(self.home)
-        q, k = turn.apply_rotary_pos_emb(q, k, *position_embeddings)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.place)
+        q, k = self._turn(self._norm(q, self.q_norm), self._norm(k, self.k_norm), *position_embeddings)
+        cache = layer_past if past_key_values is None else past_key_values
+        if cache is not None:
+            k, v = cache.update(k, v, self.place)
         mask, hears = term_and_hearing(attention_mask, q, k, self.causal)
         return self.mixed(q, k, v, mask, hears=hears)
+
+    def _norm(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        """(N, H, T, Q) behind the norm of queries or keys, if there is one."""
+        if norm is None or not self.normed_together:
+            return x if norm is None else norm(x)
+        return swapped(norm(swapped(x).flatten(2)).unflatten(-1, (x.shape[1], -1)))
+
+    def per_head(self) -> Tensor | None:
+        """(H, ·) the weights of norms that differ from head to head."""
+        if not isinstance(self.q_norm, HeadNorm) or not isinstance(self.k_norm, HeadNorm):
+            return None
+        keys = self.k_norm.weight.repeat_interleave(self.shared, 0)
+        return torch.cat([self.q_norm.weight, keys], dim=1)
+
+    def _turn(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their positions, by the function that stands beside the class."""
+        if not self.rotary:
+            return q, k
+        turn = importlib.import_module(self.home).apply_rotary_pos_emb
+        if self.turning is None:
+            return turn(q, k, cos, sin)
+        (q, q_rest), (k, k_rest) = ((x[..., : self.turning], x[..., self.turning :]) for x in (q, k))
+        q, k = turn(q, k, cos, sin)
+        return torch.cat([q, q_rest], dim=-1), torch.cat([k, k_rest], dim=-1)
+
+
+def _is_linear(part: Any, style: Style) -> bool:
+    return type(part) is nn.Linear or (isinstance(part, nn.Linear) and type(part).__name__ == style.linear)
+
+
+def _heads(module: Any, style: Style) -> tuple[int, int]:
+    """How many query heads there are, and how many of them share a key / value head."""
+    shared = int(getattr(module, "num_key_value_groups", 1))
+    if style.keys is not None:
+        shared = module.num_heads // getattr(module, style.keys)
+    heads = len(module.get_submodule(style.inputs[0]).weight) // int(getattr(module, style.size))
+    if len(style.inputs) == 1:  # G queries to one key and one value
+        heads = heads // (shared + 2) * shared
+    return heads, shared
+
+
+def _rows(module: Any, style: Style) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Which rows of the one layer are queries, keys and values; None where there are three layers."""
+    if len(style.inputs) == 3:
+        return None
+    return rows_apart(*_heads(module, style), int(getattr(module, style.size)), style.by_head)

@@ -23,8 +23,12 @@ class DenseAttention(nn.Module):
     scale: Tensor
     shared: int = 1
     """Query heads for each key / value head; they stay or go together."""
-    turned: bool = False
-    """Positions are turned into queries and keys (rotary): each of their dimensions has its place, and stays."""
+    fixed: str | None = None
+    """Why the query and key dimensions of a head stay, where they must: `q kᵀ` alone does not say what they do."""
+    by_head: tuple[str, ...] = ()
+    """Further weights, by their names in here, that have one row for each head, of no dimension of it."""
+    normed_together: bool = False
+    """Queries and keys of all heads go through one norm: none of them may change, and no head may go."""
     read_by: str | None = None
     """Without `out`: the layer that reads the heads, by its name beside this module."""
 
@@ -66,7 +70,7 @@ class DenseAttention(nn.Module):
         return (features if self.out is None else self.out(features)), pattern
 
     def per_head(self) -> Tensor | None:
-        """(H, ·) numbers that each head adds to its logits (position biases), if it does."""
+        """(H, ·) numbers of each head that are in none of its layers (position biases, a temperature), if there are."""
         return None
 
     @classmethod

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, linear, scales
+from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
+from compressor.attention.fused import put_together, taken_apart
 from compressor.errors import ModelError
 
 HEADS = ("num_heads", "n_heads", "heads", "n_head", "nhead", "num_attention_heads")
@@ -77,10 +78,11 @@ class HandAttention(DenseAttention):
                 copy_numbers(own, layer)
             return
         order = _order(self.reading, len(layers[0].weight)).argsort()
+        weight, bias = put_together(self)
         with torch.no_grad():
-            layers[0].weight.copy_(torch.cat([own.weight for own in (self.q, self.k, self.v)])[order])
-            if layers[0].bias is not None:
-                layers[0].bias.copy_(torch.cat([own.bias for own in (self.q, self.k, self.v)])[order])
+            layers[0].weight.copy_(weight[order])
+            if bias is not None:
+                layers[0].bias.copy_(bias[order])
 
     def forward(self, x: Tensor, *more: Any, **others: Any) -> Tensor:
         """(N, T, E) -> (N, T, E). Other arguments must be None."""
@@ -155,8 +157,7 @@ def _parts(layers: list[Any], reading: Reading) -> list[nn.Linear]:
         return [copied(layer) for layer in layers]
     (layer,) = layers
     order = _order(reading, len(layer.weight))
-    biases = [None] * 3 if layer.bias is None else list(layer.bias[order].chunk(3))
-    return [linear(w, b, layer.weight) for w, b in zip(layer.weight[order].chunk(3), biases, strict=True)]
+    return taken_apart(layer.weight[order], None if layer.bias is None else layer.bias[order], layer.weight)
 
 
 def _same(module: nn.Module, reading: Reading) -> bool:

@@ -14,11 +14,12 @@ from compressor.attention.hand_form import HandAttention
 from compressor.attention.hf_form import HFAttention
 from compressor.attention.swin_form import SwinAttention
 from compressor.attention.timm_form import TimmAttention
+from compressor.attention.timm_swin_form import TimmSwinAttention
 from compressor.attention.torch_form import TorchAttention
 from compressor.attention.transposed import transposed_again
 
 FORMS: tuple[type[DenseAttention], ...] = (
-    TorchAttention, SwinAttention, TimmAttention, HFAttention, RotaryAttention, CausalAttention,
+    TorchAttention, SwinAttention, TimmAttention, TimmSwinAttention, HFAttention, RotaryAttention, CausalAttention,
     HandAttention,
 )  # fmt: skip
 
@@ -83,8 +84,9 @@ def plain_again(small: nn.Module, original: nn.Module) -> nn.Module:
 
 
 def _as_wide(one: DenseAttention, other: DenseAttention) -> bool:
-    pairs = ((one.q, other.q), (one.k, other.k), (one.v, other.v))
-    return len(one.scale) == len(other.scale) and all(a.weight.shape == b.weight.shape for a, b in pairs)
+    sizes = {name: parameter.shape for name, parameter in one.named_parameters()}
+    same = all(sizes.get(name) == parameter.shape for name, parameter in other.named_parameters())
+    return same and len(one.scale) == len(other.scale)
 
 
 def reader_name(model: nn.Module, name: str) -> str | None:

@@ -68,7 +68,8 @@ class _Factors:
     """
 
     def __init__(self, attention: DenseAttention, reader: nn.Linear) -> None:
-        self.shared, self.turned = attention.shared, attention.turned
+        self.shared, self.fixed = attention.shared, attention.fixed is not None
+        self.together = attention.normed_together
         self.heads = len(attention.scale) // self.shared
         self.scale = attention.scale.double().cpu()
         self.k, self.v = (self._read(layer) for layer in (attention.k, attention.v))
@@ -91,19 +92,21 @@ class _Factors:
 
     def _forms(self) -> list[Tensor]:
         """(K, ·) what the logits of a head depend on. The key's bias moves all logits of a query alike: ignored,
-        but where positions are turned into it.
+        but where more is done with it (see `DenseAttention.fixed`).
         """
         scale = self.scale.reshape(self.heads, 1, -1, 1)
         q = (scale * self.q.unflatten(2, (self.shared, -1))).flatten(2)
         added = [] if self.added is None else [self.added.reshape(self.heads, -1)]
-        if self.turned:
+        if self.fixed:
             return [q.flatten(1), self.k.flatten(1), *added]
         generator = torch.Generator().manual_seed(1)
         key = torch.randn(self.k.shape[2] - 1, PROBES, generator=generator, dtype=torch.float64)
         return [torch.einsum("hde,hdf,fp->hep", q, self.k[..., :-1], key).flatten(1), *added]
 
     def alike(self, tolerance: float) -> list[list[int]]:
-        """Heads that attend alike, together."""
+        """Heads that attend alike, together; each by itself where none may go."""
+        if self.together:
+            return [[head] for head in range(self.heads)]
         forms = [(form, form.norm(dim=1)) for form in self._forms()]
 
         def same(one: int, other: int) -> bool:
@@ -147,14 +150,15 @@ def concentrate(attention: DenseAttention, reader: nn.Linear) -> bool:
             for place, head in enumerate(part):
                 value_ranks[head] = min(max(rank - place * size, 0), size)
     for head in range(factors.heads):
-        if value_ranks[head] == 0:
-            factors.q[head], factors.k[head] = 0.0, 0.0
-        elif factors.turned:
+        if factors.together or (factors.fixed and value_ranks[head] > 0):
             logit_ranks[head] = factors.k.shape[1]
+        elif value_ranks[head] == 0:
+            factors.q[head], factors.k[head] = 0.0, 0.0
         else:
             key, query, _, rank = ranked(factors.k[head], factors.q[head], tolerance)
             factors.q[head], factors.k[head], logit_ranks[head] = query, key, rank
-    if 0 not in value_ranks and max(value_ranks) == size and max(logit_ranks) == factors.k.shape[1]:
+    spare_heads = 0 in value_ranks and not factors.together
+    if not spare_heads and max(value_ranks) == size and max(logit_ranks) == factors.k.shape[1]:
         return False
     _write(attention, reader, factors, constant)
     return True

@@ -1,80 +1,50 @@
-"""torchvision's attention in shifted windows (Swin, Liu et al. 2021) in dense form."""
+"""torchvision's attention in shifted windows (Swin, Liu et al. 2021, and its second version) in dense form."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, linear, scales
+from compressor.attention.dense import DenseAttention
+from compressor.attention.fused import taken_apart
+from compressor.attention.windows import WindowAttention, refusal
+
+VERSIONS = ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
 
 
-class SwinAttention(DenseAttention):
-    """In the place of a torchvision `ShiftedWindowAttention`, with its way of being called.
-
-    A head's column of the table of relative positions belongs to the head.
+class SwinAttention(WindowAttention):
+    """In the place of a torchvision `ShiftedWindowAttention` or `ShiftedWindowAttentionV2`, with its way of being
+    called.
     """
 
-    relative_position_index: Tensor
-
-    def __init__(
-        self,
-        *layers: Any,
-        table: Tensor,
-        index: Tensor,
-        window: tuple[int, int],
-        shift: tuple[int, int],
-        out_dropout: float,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *layers: Any, shift: tuple[int, int], **options: Any) -> None:
         super().__init__(*layers, **options)
-        self.window, self.shift, self.out_dropout = window, shift, out_dropout
-        self.relative_position_bias_table = nn.Parameter(table.detach().clone(), table.requires_grad)
-        self.register_buffer("relative_position_index", index.clone())
+        self.shift = shift
 
     @classmethod
     def of(cls, module: Any) -> DenseAttention | str | None:
-        """`ShiftedWindowAttention` of the first version; the second norms queries and keys."""
+        """Both versions; the second zeroes the bias of its keys in every forward pass, so that there is none here."""
         kind = type(module)
-        if kind.__module__ != "torchvision.models.swin_transformer" or "ShiftedWindowAttention" not in kind.__name__:
+        if kind.__module__ != "torchvision.models.swin_transformer" or kind.__name__ not in VERSIONS:
             return None
-        if kind.__name__ != "ShiftedWindowAttention":
-            return f"attention heads ({kind.__name__}, with norms of queries and keys)"
-        if not all(type(part) is nn.Linear for part in (module.qkv, module.proj)):
-            return "attention heads (ShiftedWindowAttention with layers of another kind)"
-        if hooked(module, module.qkv, module.proj):
-            return "attention heads (ShiftedWindowAttention with hooks)"
-        qkv: nn.Linear = module.qkv
-        biases = [None] * 3 if qkv.bias is None else list(qkv.bias.chunk(3))
-        layers = [linear(w, b, qkv.weight) for w, b in zip(qkv.weight.chunk(3), biases, strict=True)]
-        size = qkv.in_features // module.num_heads
-        return cls(
-            *layers,
-            copied(module.proj),
-            scales(size**-0.5, module.num_heads, qkv.weight),
-            dropout=module.attention_dropout,
-            table=module.relative_position_bias_table,
-            index=module.relative_position_index,
-            window=tuple(module.window_size),
+        refused = refusal(module)
+        if refused is not None:
+            return refused
+        bias = module.qkv.bias
+        if bias is not None and kind.__name__ != VERSIONS[0]:
+            queries, _, values = bias.chunk(3)
+            bias = (queries, None, values)
+        return cls.read(
+            module,
+            taken_apart(module.qkv.weight, bias, module.qkv.weight),
+            (module.qkv.in_features // module.num_heads) ** -0.5,
             shift=tuple(module.shift_size),
+            dropout=module.attention_dropout,
             out_dropout=module.dropout,
         )
-
-    def fill(self, plain: Any) -> None:
-        """Into a `ShiftedWindowAttention`."""
-        layers = (self.q, self.k, self.v)
-        with torch.no_grad():
-            plain.qkv.weight.copy_(torch.cat([layer.weight for layer in layers]))
-            if plain.qkv.bias is not None:
-                plain.qkv.bias.copy_(torch.cat([layer.bias for layer in layers]))
-            plain.relative_position_bias_table.copy_(self.relative_position_bias_table)
-        copy_numbers(self.out, plain.proj)
-
-    def per_head(self) -> Tensor:
-        """(H, ·) the tables."""
-        return self.relative_position_bias_table.T
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature maps (N, height, width, E) -> the same shape."""
@@ -86,11 +56,7 @@ class SwinAttention(DenseAttention):
         if sum(shift) > 0:
             x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
         tokens = self._windows(x)
-        bias = self.relative_position_bias_table[self.relative_position_index]
-        bias = bias.view(rows * columns, rows * columns, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
-        mask = self._apart(x, shift) if sum(shift) > 0 else None
-        tokens, _ = self.mixed(*self.projected(tokens, tokens, tokens), bias, mask)
-        tokens = F.dropout(tokens, self.out_dropout, self.training)
+        tokens = self.inside(tokens, self._apart(x, shift) if sum(shift) > 0 else None)
         x = tokens.view(-1, padded[0] // rows, padded[1] // columns, rows, columns, tokens.shape[-1])
         x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, *padded, tokens.shape[-1])
         if sum(shift) > 0:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, linear, scales
+from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
+from compressor.attention.fused import fill_fused, taken_apart
 
 
 class TimmAttention(DenseAttention):
@@ -33,19 +34,14 @@ class TimmAttention(DenseAttention):
         if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):  # type: ignore[arg-type]
             return "attention heads (timm Attention with layers of another kind)"
         qkv: nn.Linear = module.qkv
-        biases = [None] * 3 if qkv.bias is None else list(qkv.bias.chunk(3))
-        layers = [linear(w, b, qkv.weight) for w, b in zip(qkv.weight.chunk(3), biases, strict=True)]
+        layers = taken_apart(qkv.weight, qkv.bias, qkv.weight)
         scale = scales(float(module.scale), module.num_heads, qkv.weight)
         dropouts = {"dropout": module.attn_drop.p, "out_dropout": module.proj_drop.p}
         return cls(*layers, copied(module.proj), scale, **dropouts)
 
     def fill(self, plain: Any) -> None:
         """Into timm's `Attention`."""
-        layers = (self.q, self.k, self.v)
-        with torch.no_grad():
-            plain.qkv.weight.copy_(torch.cat([layer.weight for layer in layers]))
-            if plain.qkv.bias is not None:
-                plain.qkv.bias.copy_(torch.cat([layer.bias for layer in layers]))
+        fill_fused(plain.qkv, self)
         copy_numbers(self.out, plain.proj)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

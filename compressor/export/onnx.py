@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.export.files import move, scratch_folder
 from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
-from compressor.export.parity import Parity, bare_copy, count_hooks, parity
+from compressor.export.parity import Parity, bare_copy, count_hooks, parity, run, whole_copy
 from compressor.export.session import OnnxModel
 from compressor.units.outputs import named_outputs
 
@@ -90,10 +90,8 @@ def export_onnx(
     """
     path = Path(path)
     names = _input_names(example_inputs)
-    twin = bare_copy(model, torch.float32)
-    hooks = count_hooks(model)
-    notes = [f"{hooks} hook(s) of the network are no part of the file"] if hooks else []
     example = as_float(mapped(_two_rows, example_inputs), torch.float32)
+    twin, notes = _exported_copy(model, example)
     network, outputs = _flat(twin, example)
     with scratch_folder(path.parent) as scratch:
         for exporter in ("dynamo", "torchscript"):
@@ -120,6 +118,24 @@ def export_onnx(
         "a network that one of torch's exporters takes",
         "see the reasons above.",
     )
+
+
+def _exported_copy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
+    """The network without the caller's hooks, unless they change what it answers; and what is to be said of them."""
+    bare, hooks = bare_copy(model, torch.float32), count_hooks(model)
+    if not hooks:
+        return bare, []
+    whole = whole_copy(model, torch.float32)
+    if _same_answers(bare, whole, example):
+        return bare, [f"{hooks} hook(s) of the network are no part of the file: its answers are the same without them"]
+    return whole, [f"{hooks} hook(s) of the network change its answers: they are part of the file"]
+
+
+def _same_answers(bare: nn.Module, whole: nn.Module, example: Inputs) -> bool:
+    try:
+        return torch.equal(run(bare, example), run(whole, example))
+    except Exception:  # noqa: BLE001 (without hooks it need not run; `_flat` tells where it does not run with them)
+        return False
 
 
 @contextlib.contextmanager
@@ -158,9 +174,12 @@ def _flat(network: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
     try:
         with torch.no_grad():
             outputs = network(*args, **keywords)
-    except Exception as error:  # whatever it raises: without its complex numbers, say, it need not run
+    except Exception as error:  # whatever it raises: as it is exported it need not run
         raise ModelError(
-            "export to ONNX", _short(error), "a network that runs in float32 on the CPU", "use the bundle instead."
+            "export to ONNX",
+            _short(error),
+            "a network that runs in float32 on the CPU",
+            "use the bundle instead.",
         ) from error
     if isinstance(example, Tensor) and isinstance(outputs, Tensor):
         return network, ["output"]

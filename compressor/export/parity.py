@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compressor.errors import ModelError
 from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
 from compressor.export.session import OnnxModel
+from compressor.units.modes import in_precision
 from compressor.units.outputs import classes_second, judged_part
 
 TOLERANCE = 1e-3
@@ -85,10 +86,20 @@ def parity(
 
 
 def bare_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy for exporting and comparing: CPU, eval mode, one precision, without the caller's hooks.
+    """A copy for exporting: CPU, eval mode, one precision, without the caller's hooks.
 
     Hooks of torch.nn.utils stay, since they compute weights.
     """
+    twin = whole_copy(model, dtype)
+    for module in twin.modules():
+        for hooks in hook_tables(module):
+            for key in [key for key, hook in hooks.items() if not _computes_weights(hook)]:
+                del hooks[key]
+    return twin
+
+
+def whole_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy for comparing: CPU, eval mode, one precision, with the caller's hooks, which may change answers."""
     try:
         twin = copy.deepcopy(model)
     except RuntimeError as error:
@@ -98,11 +109,7 @@ def bare_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             "a network that copy.deepcopy takes",
             "detach tensors kept as attributes.",
         ) from None
-    for module in twin.modules():
-        for hooks in hook_tables(module):
-            for key in [key for key, hook in hooks.items() if not _computes_weights(hook)]:
-                del hooks[key]
-    return twin.cpu().to(dtype).eval()
+    return in_precision(twin.cpu(), dtype).eval()
 
 
 def hook_tables(module: nn.Module) -> list[dict[int, Any]]:
@@ -139,12 +146,12 @@ def _computes_weights(hook: Any) -> bool:
 
 def _reference(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, str]:
     """The network in float64, or in float32 where it has precisions written into its code."""
-    network = bare_copy(model, torch.float64)
+    network = whole_copy(model, torch.float64)
     first = as_float(mapped(lambda leaf: leaf.detach()[:1].cpu(), inputs), torch.float64)
     try:
         run(network, first)
     except (RuntimeError, TypeError):
-        return bare_copy(model, torch.float32), "float32"
+        return whole_copy(model, torch.float32), "float32"
     return network, "float64"
 
 
@@ -212,7 +219,7 @@ def _compared(blank: Parity, got: Tensor, expected: Tensor, model: nn.Module, ro
     relative = error / blank.spread
     rounding = None
     if relative > TOLERANCE:
-        network = bare_copy(model, torch.float32)
+        network = whole_copy(model, torch.float32)
         own = torch.cat([run(network, part).double() for part in _parts(rows)])
         rounding = float((own - expected).abs().max()) / blank.spread
     return replace(

@@ -6,9 +6,12 @@ import contextlib
 import datetime
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from compressor.api import Result
 from compressor.errors import UsageError
@@ -21,7 +24,17 @@ from compressor.records import SCHEMA_VERSION
 from compressor.report.frontier import FrontierRecord, checked_frontier, read_frontier
 from compressor.report.html import write_frontier
 from compressor.report.record import read_record
-from compressor.request import REQUEST, Job, begin, in_folder, loaded, note_request, same_request, short_name
+from compressor.request import (
+    REQUEST,
+    Job,
+    begin,
+    in_folder,
+    loaded,
+    note_request,
+    refuse_other_data,
+    same_request,
+    short_name,
+)
 from compressor.sources.data import Data
 from compressor.sources.models import LoadedModel
 from compressor.sources.network import cache_folder
@@ -65,6 +78,7 @@ def _finished(claim: Claim, job: Job) -> FrontierRecord | None:
             return None
         if hashes(folder) != read_record(folder / RECORD).files:
             return None
+    refuse_other_data(job, read_record(claim.path / found.points[0].folder / RECORD).data.marks)
     return found
 
 
@@ -99,7 +113,9 @@ def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Repo
         uses = cache_folder() / "judge_uses.json"
         used = from_first(lambda: count_use(uses, data.judge.fingerprint))
         begun = time.perf_counter()
-        records = [_saved(job, point, found, data, source, folder, used, report) for point in found.points]
+        places = [folder / name for name in names(found.measure, [point.asked for point in found.points])]
+        pairs = zip(found.points, places, strict=True)
+        records = [_saved(job, point, found, data, source, place, used, report) for point, place in pairs]
         seconds = {**found.seconds, "export": round(time.perf_counter() - begun, 3)}
         record = _assembled(job, found, records, seconds)
         only_first(lambda: _written(record, folder))
@@ -117,15 +133,25 @@ def _written(record: dict[str, Any], folder: Path) -> None:
     write_json(folder / RECORD_FILE, record)
 
 
-def _name(measure: str, share: float) -> str:
-    return f"{measure}_{share:.4g}"
+def names(measure: str, shares: Sequence[float]) -> list[str]:
+    """Folders of points, by as many digits of their shares (no two alike) as tell them apart, four at least.
+
+    >>> names("params", [0.5, 0.25]), names("macs", [0.99804, 0.99796]), names("macs", [0.00001])
+    (['params_0.5', 'params_0.25'], ['macs_0.99804', 'macs_0.99796'], ['macs_0.00001'])
+    """
+    found: list[str] = []
+    for digits in range(4, 18):
+        found = [np.format_float_positional(float(f"{share:.{digits}g}"), trim="-") for share in shares]
+        if len(set(found)) == len(shares):
+            break
+    return [f"{measure}_{share}" for share in found]
 
 
 def _saved(
-    job: Job, point: Point, found: Frontier, data: Data, source: LoadedModel, folder: Path, used: int | None,
+    job: Job, point: Point, found: Frontier, data: Data, source: LoadedModel, place: Path, used: int | None,
     report: Report,
 ) -> dict[str, Any]:  # fmt: skip
-    """The point's folder, with what `compress` would write for it; its record."""
+    """The point's folder (`place`), with what `compress` would write for it; its record."""
     plain = source.source.as_dict()
     options = replace(job.options, keep=(found.measure, point.asked))
     about = assemble(
@@ -134,7 +160,6 @@ def _saved(
     note_request(about, job, source)
     about["judge_uses"] = used
     result = Result(point.outcome.model, point.outcome.verdict, about, source.model, data, point.outcome, job.score)
-    place = folder / _name(found.measure, point.asked)
     how: dict[str, Any] = {"keep_failed": job.keep_failed, "onnx": job.onnx, "precision": job.precision}
     result.save(place, source=plain, report=report, **how)
     return {**result.record, "folder": place.name, "asked": point.asked, "covered": point.covered}

@@ -200,6 +200,11 @@ class DataPart(Part):
     counts: Plain = {}
     described: Plain = {}
 
+    @property
+    def marks(self) -> dict[str, str | None]:
+        """The fingerprints alone."""
+        return {"calibrate": self.calibrate, "tune": self.tune, "judge": self.judge}
+
 
 class Memory(Part):
     """What the memory meant: bytes that were allowed, readings of the data for the statistics, samples in a batch of

@@ -48,7 +48,7 @@ def in_balanced_bases(model: nn.Module, statistics: Statistics) -> nn.Module:
     for name, attention in attentions(made).items():
         query, reader = statistics.taps.get(f"{name}.q"), reader_name(made, name)
         with torch.no_grad():
-            if query is not None and not attention.turned and attention.shared == 1:
+            if query is not None and attention.fixed is None and attention.shared == 1:
                 _turn_queries(attention, query)
             if reader is not None and reader in statistics.taps:
                 _turn_values(attention, made.get_submodule(reader), statistics.taps[reader])

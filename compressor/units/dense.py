@@ -15,6 +15,7 @@ from compressor.attention.known import attention_names, reader_of, rewritten
 from compressor.attention.normal import concentrate
 from compressor.attention.transposed import straightened
 from compressor.units.check import sift
+from compressor.units.modes import in_precision
 from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
 
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -78,7 +79,7 @@ class Probe:
         raise failed(error or RuntimeError("no inputs"))
 
     def _run(self, model: nn.Module) -> list[Tensor]:
-        net = copy.deepcopy(model).cpu().to(self._dtype).eval()
+        net = in_precision(copy.deepcopy(model).cpu(), self._dtype).eval()
         args, kwargs = call_arguments(
             pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, self._inputs)
         )

@@ -29,7 +29,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a weight are units, where that is known beforehand: rows of one unit have the same number."""
+    """How the rows of a weight are units, where that is known beforehand: rows of one unit have the same number,
+    those of none -1."""
 
     pattern: np.ndarray
     role: Role

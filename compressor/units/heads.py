@@ -17,7 +17,6 @@ from compressor.attention.dense import DenseAttention
 from compressor.units.graph import Group, Layout, Pairing, Role, UnitGraph
 
 View = Literal["dimensions", "heads"]
-TURNED = "query and key dimensions with rotary positions"
 
 
 def attentions(model: nn.Module) -> dict[str, DenseAttention]:
@@ -33,13 +32,16 @@ def layouts(model: nn.Module, view: View) -> dict[str, Layout]:
     for name, attention in attentions(model).items():
         heads = len(attention.scale)
         several = heads // attention.shared
+        if view == "dimensions":
+            for weight in attention.by_head:
+                found[f"{name}.{weight}"] = Layout(np.full(heads, -1), "produces")
         for leaf, layer, count in (("q", attention.q, heads), ("k", attention.k, several), ("v", attention.v, several)):
             rows = layer.out_features
             weight = f"{name}.{leaf}.weight"
             if view == "heads":
                 found[weight] = Layout(np.arange(several).repeat(rows // several), "produces")
-            elif attention.turned and leaf != "v":
-                found[weight] = Layout(np.arange(rows), "produces", TURNED)
+            elif attention.fixed and leaf != "v":
+                found[weight] = Layout(np.arange(rows), "produces", attention.fixed)
             else:
                 role: Role = "consumes" if leaf == "k" else "produces"
                 found[weight] = Layout(np.tile(np.arange(rows // count), count), role)
@@ -63,7 +65,7 @@ def with_heads(graph: UnitGraph, whole: UnitGraph, model: nn.Module) -> UnitGrap
     placed = [f"{names[n]}.heads" for n in whole.placed if n in names]
     scales = {f"{name}.scale" for name in names.values()}  # a scale belongs to its head, also of a single dimension
     own = (axis for axis in graph.axes if axis.tensor not in scales)
-    queries = {f"{layer}.weight": layer for layer, name in names.items() if not attentions(model)[name].turned}
+    queries = {f"{layer}.weight": layer for layer, name in names.items() if not attentions(model)[name].fixed}
     pairings = (Pairing(queries[a.tensor], a.units) for a in graph.axes if a.tensor in queries and a.axis == 0)
     return replace(
         graph,

@@ -1,4 +1,4 @@
-"""Train and eval mode of a network's modules, and the dtype of its inputs."""
+"""Train and eval mode of a network's modules, and its precision."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def floating(model: nn.Module) -> torch.dtype:
     """The dtype in which inputs are handed to a model: that of its first floating parameter (others may be complex)."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`model` (changed in place) with its real numbers in another precision; complex ones stay, where `Module.to`
+    would drop their imaginary parts.
+    """
+    return model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)

@@ -25,7 +25,8 @@ def _writes(walk: Walk, name: str, axis: int, size: int, bias: Any) -> Tensor:
     """Labels of the units that a weight writes along `axis`; its bias shares them."""
     labels, layout = walk.found.slots.get((name, axis)), walk.layouts.get(name)
     if labels is None and layout is not None:
-        labels = walk.families.fresh(int(layout.pattern.max()) + 1)[torch.from_numpy(layout.pattern)]
+        labels = walk.families.fresh(int(layout.pattern.max()) + 1)
+        labels = torch.cat([labels, labels.new_tensor([-1])])[torch.from_numpy(layout.pattern)]
         walk.found.slot(name, axis, labels, layout.role)
         if layout.frozen is not None:
             walk.families.freeze(labels, layout.frozen)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.units.cut import cut, keep_mask
 from compressor.units.graph import Axis, UnitGraph
+from compressor.units.modes import in_precision
 from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
 
 Kept = Mapping[str, tuple[int, ...]]
@@ -201,7 +202,7 @@ def _cast(leaf: Any, dtype: torch.dtype) -> Any:
 
 
 def _settled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return model.cpu().to(dtype).eval()
+    return in_precision(model.cpu(), dtype).eval()
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:

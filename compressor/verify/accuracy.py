@@ -70,12 +70,14 @@ def outputs_of(
     batch_size: int = 256,
     device: str | torch.device | None = None,
     check: bool = True,
+    seed: int = 0,
 ) -> Outputs:
     """Run a module (eval mode, no gradients) or a callable `inputs -> output` over all samples, in order.
 
     Tuples of inputs are handed to a module by position, dicts by keyword; a callable gets the whole tree.
     Floating inputs take the module's dtype. The module runs where it is, or as a copy on `device`; its modes
-    and the random state come back as they were. A batch that does not fit into memory is halved, down to one.
+    and the random state (`seed` is what it sees) come back as they were. A batch that does not fit into memory is
+    halved, down to one.
 
     With `check` (for the original) ModelError for outputs that are not finite or the same for all samples.
     Always: DataError for no samples and for NaN in the inputs, ModelError where the network does not run.
@@ -87,7 +89,7 @@ def outputs_of(
     labels: list[Tensor] = []
     judged, moved, start, most = "", False, 0, max(1, batch_size)
     size = min(most, FIRST)
-    with _undisturbed(network, device):
+    with _undisturbed(network, device, seed):
         while start < len(samples):
             ids = torch.arange(start, min(start + size, len(samples)))
             inputs, truth = samples.batch(ids)
@@ -261,7 +263,7 @@ def _is_at(tensor: Tensor, place: torch.device) -> bool:
 
 
 @contextmanager
-def _undisturbed(network: Any, device: torch.device) -> Iterator[None]:
+def _undisturbed(network: Any, device: torch.device, seed: int) -> Iterator[None]:
     """Eval mode, no gradients, a fixed random state; afterwards modes and random state are as before."""
     modes = [(module, module.training) for module in network.modules()] if isinstance(network, nn.Module) else []
     devices = [device] if device.type == "cuda" else []
@@ -269,10 +271,10 @@ def _undisturbed(network: Any, device: torch.device) -> Iterator[None]:
         for module, _ in modes:
             module.training = False
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.default_generator.manual_seed(0)  # torch.manual_seed would touch the other GPUs too
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the other GPUs too
             if devices:
                 with torch.cuda.device(device):
-                    torch.cuda.manual_seed(0)
+                    torch.cuda.manual_seed(seed)
             yield
     finally:
         for module, mode in modes:

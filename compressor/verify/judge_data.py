@@ -18,6 +18,9 @@ SUSPICIOUS_POINTS = 2.0
 SUSPICIOUS_ERRORS = 3.0
 """Judge accuracy above tune accuracy by more than these many points and standard errors is suspicious too."""
 
+DIFFERENT = 0.95
+"""Share of judge inputs that must differ from all before them, or a warning is due."""
+
 TYPICAL_DISCORDANCE = 0.02
 """Share of samples whose correctness changes under a compression worth judging; only for advice."""
 
@@ -58,6 +61,17 @@ def before_work(n: int, confidence: float = 0.95, allowed: float = 0.5) -> str |
         advice = f"{allowed:g} points need at least {needed:,} samples without any loss, and more with losses"
     line = decidable(n, confidence)
     return f"The verdict will be 'undecided' at best unless accuracy grows: {line}; {advice}."
+
+
+def repeats_warning(judge: HashedSamples) -> str | None:
+    """A warning where many judge inputs are copies of others: n samples are n draws only if they came by chance."""
+    count, different = len(judge), len(np.unique(_plain(judge.hashes)))
+    if different >= DIFFERENT * count:
+        return None
+    return (
+        f"The {count:,} judge samples are {different:,} different inputs. If the others are copies (oversampling), and "
+        f"not drawn alike by chance, the verdict is surer than {different:,} samples allow: judge on each once."
+    )
 
 
 def training_data_warning(

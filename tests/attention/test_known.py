@@ -160,6 +160,13 @@ def test_decoders_of_transformers_are_refused() -> None:
     assert dense_form(attention) == "attention heads (BertSelfAttention of a decoder)"
 
 
+def test_distances_that_are_added_to_logits_are_refused() -> None:
+    transformers = pytest.importorskip("transformers")
+    attention = transformers.FalconModel(transformers.FalconConfig(alibi=True, vocab_size=50, **SIZES)).h[0]
+    reason = "attention heads (FalconAttention with distances added to its logits)"
+    assert dense_form(attention.self_attention) == reason
+
+
 def test_what_timm_also_calls_attention_is_not_taken_for_it() -> None:
     former = pytest.importorskip("timm.models.efficientformer")
     model = nn.Sequential(

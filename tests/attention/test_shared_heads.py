@@ -7,20 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from planted_attention import heads_of, lively, plant
+from planted_attention import heads_of, lively, plant, plant_shared
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer
 
 import compressor
-from compressor.attention.decoder_form import RotaryAttention
-from compressor.attention.dense import DenseAttention
-from compressor.attention.known import dense_form, plain_again
+from compressor.attention.decoder_form import ROTARY, RotaryAttention
+from compressor.attention.known import plain_again
 from compressor.attention.swin_form import SwinAttention
 from compressor.surgery.exact import exact_compress, moved
 from compressor.units.check import checked
 from compressor.units.cut import cut
 from compressor.units.dense import with_dense_attention
-from compressor.units.heads import TURNED, attentions
+from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
 FIRST = "features.1.0.attn"
@@ -33,6 +32,21 @@ def swin(seed: int = 0) -> nn.Module:
     return lively(SwinTransformer([2, 2], 16, [2], [4], [4, 4], num_classes=3))
 
 
+FOLDERS = {"GPTNeoX": "gpt_neox"}
+UNSHARED = ("GPTNeoX", "Falcon")
+NUMBERS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+EXTRA: dict[str, dict[str, Any]] = {
+    "Phi3": NUMBERS,
+    "GPTNeoX": {**NUMBERS, "rotary_pct": 0.5},
+    "Phi": {"qk_layernorm": True, "partial_rotary_factor": 0.5},
+    "StableLm": {"qk_layernorm": True, "partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    "Olmo2": NUMBERS,
+    "SmolLM3": {**NUMBERS, "num_hidden_layers": 1, "no_rope_layers": [0]},
+    "Falcon": {**NUMBERS, "new_decoder_architecture": True, "num_kv_heads": 3},
+}
+"""Families that lay out their layers, norms and positions in ways of their own."""
+
+
 class Decoder(nn.Module):
     """One attention of transformers between linear layers, with its rotary positions: 4 query heads on 2 keys."""
 
@@ -41,13 +55,16 @@ class Decoder(nn.Module):
         transformers = pytest.importorskip("transformers")
         from importlib import import_module
 
-        options = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 9}
-        extra = {"attention_bias": bias} if family == "Llama" else {}
-        config = getattr(transformers, f"{family}Config")(**options, **extra)
+        options = {"hidden_size": 24, "num_attention_heads": 6, "vocab_size": 9}
+        extra = {"attention_bias": bias} if family == "Llama" else EXTRA.get(family, {})
+        shared = {} if family in UNSHARED else {"num_key_value_heads": 3}
+        config = getattr(transformers, f"{family}Config")(**options, **shared, **extra)
         config._attn_implementation = "sdpa"
-        self.code = import_module(f"transformers.models.{family.lower()}.modeling_{family.lower()}")
+        folder = FOLDERS.get(family, family.lower())
+        self.code = import_module(f"transformers.models.{folder}.modeling_{folder}")
         self.stem, self.norm, self.head = nn.Linear(5, 24), nn.LayerNorm(24), nn.Linear(24, 3)
         self.attention = getattr(self.code, f"{family}Attention")(config, 0)
+        self.further = {"alibi": None} if family == "Falcon" else {}
         self.rotary = getattr(self.code, f"{family}RotaryEmbedding")(config)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
@@ -61,7 +78,8 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         places = self.rotary(x, torch.arange(x.shape[1], device=x.device)[None])
-        return self.head((x + self.attention(self.norm(x), position_embeddings=places, attention_mask=None)[0]).mean(1))
+        options = {"position_embeddings": places, "attention_mask": None, **self.further}
+        return self.head((x + self.attention(self.norm(x), **options)[0]).mean(1))
 
 
 TOKENS = torch.randn(24, 7, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -89,12 +107,6 @@ def test_windows_give_what_torchvision_gives(size: tuple[int, int]) -> None:
     torch.testing.assert_close(ran(again, images), ran(opened, images), rtol=1e-12, atol=1e-12)
 
 
-def test_the_second_version_of_windows_is_refused_by_name() -> None:
-    from torchvision.models.swin_transformer import ShiftedWindowAttentionV2
-
-    assert "ShiftedWindowAttentionV2" in str(dense_form(ShiftedWindowAttentionV2(8, [4, 4], [2, 2], 2)))
-
-
 def test_planted_heads_values_and_queries_of_windows_go() -> None:
     lean = swin(2)
     first = with_dense_attention(lean, IMAGES, normal=False)
@@ -102,7 +114,7 @@ def test_planted_heads_values_and_queries_of_windows_go() -> None:
         assert isinstance(attention, SwinAttention)
         assert attention.out is not None
         plant(attention, attention.out)
-        table = attention.relative_position_bias_table.data
+        table = attention.get_parameter("relative_position_bias_table").data
         table[:, -1] = table[:, 0]
     wide = plain_again(copy.deepcopy(first), lean)
     small, plan = removed(wide, IMAGES)
@@ -133,13 +145,13 @@ def test_heads_that_only_their_position_biases_tell_apart_stay() -> None:
     assert len(attentions(small)[FIRST].scale) == 4 if FIRST in attentions(small) else True
 
 
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2"])
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", *EXTRA])
 def test_decoders_give_what_transformers_gives(family: str) -> None:
     model = decoder(family=family)
     opened = with_dense_attention(model, TOKENS, normal=False)
     (attention,) = attentions(opened).values()
     assert isinstance(attention, RotaryAttention)
-    assert (attention.shared, len(attention.scale)) == (2, 6)
+    assert (attention.shared, len(attention.scale)) == (1 if family == "GPTNeoX" else 2, 6)
     for length in (1, 4, 7):
         torch.testing.assert_close(ran(opened, TOKENS[:, :length]), ran(model, TOKENS[:, :length]))
     opened.get_parameter("attention.v.weight").data.add_(0.1)
@@ -153,7 +165,7 @@ def test_groups_of_a_decoder_and_why_queries_stay() -> None:
     sizes = {group.name: len(group.units) for group in graph.groups if group.frozen is None}
     assert sizes == {"attention.heads": 3, "attention.v": 4}
     why = {group.name: group.frozen for group in graph.groups}
-    assert why["attention.q"] == why["attention.k"] == TURNED
+    assert why["attention.q"] == why["attention.k"] == ROTARY
     small = cut(opened, graph, {"attention.heads": (0, 2), "attention.v": (0, 1, 3)})
     (attention,) = attentions(small).values()
     shapes = [tuple(attention.get_parameter(f"{leaf}.weight").shape) for leaf in ("q", "k", "v", "out")]
@@ -161,27 +173,27 @@ def test_groups_of_a_decoder_and_why_queries_stay() -> None:
     assert len(attention.scale) == 4
 
 
-def plant_shared(attention: DenseAttention) -> None:
-    """The last key / value head and its two query heads become the first's; in each one value is spare."""
-    assert attention.out is not None
-    v, bias = heads_of(attention.v, 3)
-    for head in range(2):
-        v[head, head] = 2 * v[head, 2] - v[head, 3]
-        bias[head, head] = 2 * bias[head, 2] - bias[head, 3] + 0.3
-    for layer in (attention.q, attention.k, attention.v):
-        weight, bias = heads_of(layer, 3)
-        weight[-1], bias[-1] = weight[0], bias[0]
-
-
-def test_planted_values_and_shared_heads_of_a_decoder_go() -> None:
-    lean = decoder(1)
+@pytest.mark.parametrize("family", ["Llama", *EXTRA])
+def test_planted_values_and_shared_heads_of_a_decoder_go(family: str) -> None:
+    lean = decoder(1, family=family)
     first = with_dense_attention(lean, TOKENS, normal=False)
     plant_shared(attentions(first)["attention"])
     wide = plain_again(copy.deepcopy(first), lean)
+    assert not attentions(wide)
     small, plan = removed(wide, TOKENS)
-    assert plan == {"attention.heads": 1, "attention.v": 1}
+    assert plan == {"attention.v": 1} | ({} if family == "Olmo2" else {"attention.heads": 1})
     fresh = torch.randn(4, 9, 5, dtype=torch.float64)
     assert moved([ran(wide, fresh)], [ran(small, fresh)]) < 1e-10
+
+
+def test_heads_that_only_their_norms_tell_apart_stay() -> None:
+    lean = decoder(1, family="StableLm")
+    first = with_dense_attention(lean, TOKENS, normal=False)
+    attention = attentions(first)["attention"]
+    for layer in (attention.q, attention.k, attention.v):
+        weight, bias = heads_of(layer, 3)
+        weight[-1], bias[-1] = weight[0], bias[0]
+    assert removed(plain_again(copy.deepcopy(first), lean), TOKENS)[1] == {}
 
 
 def test_a_lean_decoder_stays_whole() -> None:

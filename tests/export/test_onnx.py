@@ -98,7 +98,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     net = randomized(Residual()).train()
     seen: list[object] = []
-    net.stem.register_forward_hook(lambda *_: seen.append(1))
+    net.stem.register_forward_hook(lambda *_: seen.append(1))  # a listener: it changes nothing
     before = {name: value.clone() for name, value in net.state_dict().items()}
     rng = torch.get_rng_state()
     report = export_onnx(net, IMAGES, folder / "model.onnx")
@@ -124,14 +124,47 @@ def test_one_file_that_is_the_network(exported):
 
 
 def test_nothing_the_caller_gave_is_changed(exported):
-    net, report, seen, before, rng = exported
+    net, report, _, before, rng = exported
     assert net.training
     assert net.stem.training
     assert len(net.stem._forward_hooks) == 1
-    assert seen == []
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert any("hook" in note for note in report.notes)
+
+
+def test_hooks_that_change_answers_are_part_of_the_file(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 4))
+    net[1].register_forward_hook(lambda _module, _inputs, out: torch.tanh(4 * out))
+    report = export_onnx(net, IMAGES, tmp_path / "model.onnx")
+    with torch.no_grad():
+        assert torch.allclose(OnnxModel(report.path)(IMAGES), net(IMAGES), atol=1e-5)
+    assert report.notes == ("1 hook(s) of the network change its answers: they are part of the file",)
+
+
+class Turned(nn.Module):
+    """A complex weight of which the length counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 12), nn.Linear(12, 4)
+        self.turn = nn.Parameter(torch.randn(12, dtype=torch.cfloat))
+
+    def forward(self, x):
+        return self.b(self.a(x.flatten(1)).relu() * self.turn.abs())
+
+
+def test_a_file_of_complex_weights_is_the_network_or_none(tmp_path):
+    torch.manual_seed(0)
+    net = Turned()
+    try:
+        report = export_onnx(net, IMAGES, tmp_path / "model.onnx")
+    except ModelError:
+        assert not list(tmp_path.iterdir())
+        return
+    with torch.no_grad():
+        assert torch.allclose(OnnxModel(report.path)(IMAGES), net(IMAGES), atol=1e-5)
 
 
 def test_the_file_answers_like_the_network_at_every_batch_size(exported):
@@ -205,6 +238,14 @@ def test_the_older_exporter_is_the_fallback_and_the_report_says_so(tmp_path):
     assert report.exporter == "torchscript"
     assert report.parity.holds
     assert [note.partition(":")[0] for note in report.notes] == ["dynamo"]
+
+
+def test_a_network_that_does_not_run_without_its_hooks_is_exported_with_them(tmp_path):
+    net = randomized(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
+    net.register_forward_pre_hook(lambda _, given: (given[0].flatten(1),))
+    report = export_onnx(net, torch.randn(8, 2, 2), tmp_path / "m.onnx")
+    assert report.parity.holds
+    assert any("part of the file" in note for note in report.notes)
 
 
 def test_a_network_that_does_not_run_in_single_precision_is_refused(tmp_path):

@@ -197,3 +197,13 @@ def test_the_command(home: Path, terminal: Terminal) -> None:
     assert (home / "out" / "params_0.6" / "model.onnx").is_file()
     assert terminal("frontier", "net.py:lean", "--data", "net.py:data", "--out", "other") == 3
     assert "frozen" in terminal.err
+
+
+def test_every_size_has_a_folder_of_its_own() -> None:
+    shares = [0.99804, 0.99796, 0.5, 0.00001]
+    made = folders.names("params", shares)
+    assert made == ["params_0.99804", "params_0.99796", "params_0.5", "params_0.00001"]
+    assert all(folders._POINT.fullmatch(name) for name in made)
+    near = [0.1 + 0.2, 0.3]
+    assert len(set(folders.names("macs", near))) == 2
+    assert Sizes(points=5).spread(1.0) == [1.0]

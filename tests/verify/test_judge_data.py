@@ -10,7 +10,13 @@ import torch
 from compressor.algebra.intervals import smallest_decidable_drop
 from compressor.errors import DataError
 from compressor.sources.samples import as_samples
-from compressor.verify.judge_data import before_work, decidable, refuse_overlap, training_data_warning
+from compressor.verify.judge_data import (
+    before_work,
+    decidable,
+    refuse_overlap,
+    repeats_warning,
+    training_data_warning,
+)
 
 
 def test_a_large_enough_split_needs_no_warning() -> None:
@@ -93,3 +99,11 @@ def test_any_form_of_hashes_is_compared_whole(form: str) -> None:
     refuse_overlap(samples(rows), {"tune": samples(near)})
     with pytest.raises(DataError, match="1 also in 'tune'"):
         refuse_overlap(samples(rows), {"tune": samples(np.concatenate([near, rows[:1]]))})
+
+
+def test_copies_within_the_split_are_said() -> None:
+    x = images(10, 0)
+    assert repeats_warning(as_samples(x)) is None
+    found = repeats_warning(as_samples(torch.cat([x] * 20)))
+    assert found is not None
+    assert "200 judge samples are 10 different inputs" in found
