@@ -126,9 +126,16 @@ def _exported_copy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[s
     if not hooks:
         return bare, []
     whole = whole_copy(model, torch.float32)
-    if torch.equal(run(bare, example), run(whole, example)):
+    if _same_answers(bare, whole, example):
         return bare, [f"{hooks} hook(s) of the network are no part of the file: its answers are the same without them"]
     return whole, [f"{hooks} hook(s) of the network change its answers: they are part of the file"]
+
+
+def _same_answers(bare: nn.Module, whole: nn.Module, example: Inputs) -> bool:
+    try:
+        return torch.equal(run(bare, example), run(whole, example))
+    except Exception:  # noqa: BLE001 (without hooks it need not run; `_flat` tells where it does not run with them)
+        return False
 
 
 @contextlib.contextmanager
@@ -167,9 +174,12 @@ def _flat(network: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
     try:
         with torch.no_grad():
             outputs = network(*args, **keywords)
-    except Exception as error:  # whatever it raises: without its complex numbers, say, it need not run
+    except Exception as error:  # whatever it raises: as it is exported it need not run
         raise ModelError(
-            "export to ONNX", _short(error), "a network that runs in float32 on the CPU", "use the bundle instead."
+            "export to ONNX",
+            _short(error),
+            "a network that runs in float32 on the CPU",
+            "use the bundle instead.",
         ) from error
     if isinstance(example, Tensor) and isinstance(outputs, Tensor):
         return network, ["output"]

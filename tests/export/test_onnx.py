@@ -240,6 +240,14 @@ def test_the_older_exporter_is_the_fallback_and_the_report_says_so(tmp_path):
     assert [note.partition(":")[0] for note in report.notes] == ["dynamo"]
 
 
+def test_a_network_that_does_not_run_without_its_hooks_is_exported_with_them(tmp_path):
+    net = randomized(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
+    net.register_forward_pre_hook(lambda _, given: (given[0].flatten(1),))
+    report = export_onnx(net, torch.randn(8, 2, 2), tmp_path / "m.onnx")
+    assert report.parity.holds
+    assert any("part of the file" in note for note in report.notes)
+
+
 def test_a_network_that_does_not_run_in_single_precision_is_refused(tmp_path):
     class Twice(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
