@@ -200,6 +200,28 @@ def vit_heads(width: float = 1.0, num_classes: int = 10) -> ViT:
     return ViT(width, num_classes, AttentionBlock)
 
 
+class RowReader(nn.Module):
+    """An LSTM that reads an image row by row, and a linear layer on its last state."""
+
+    input_shape = (1, 28, 28)
+
+    def __init__(self, width: float = 1.0, num_classes: int = 10) -> None:
+        super().__init__()
+        hidden = scaled(128, width)
+        self.rnn = nn.LSTM(28, hidden, num_layers=2, batch_first=True)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 1, 28, 28) -> scores (N, num_classes)."""
+        _, (state, _) = self.rnn(images.squeeze(1))
+        return self.fc(state[-1])
+
+
+def lstm(width: float = 1.0, num_classes: int = 10) -> RowReader:
+    """Two layers of 128."""
+    return RowReader(width, num_classes)
+
+
 def table_mlp(width: float = 1.0, num_classes: int = 10) -> TableMLP:
     """Three hidden layers of 512 with batch norm."""
     return TableMLP(width, num_classes)
