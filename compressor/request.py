@@ -235,7 +235,10 @@ def note_request(record: dict[str, Any], job: Job, loaded: LoadedModel) -> None:
     if loaded.checkpoint_note is not None:
         record["warnings"].append(loaded.checkpoint_note)
     if not loaded.trained and job.train is None:
-        record["warnings"].append("The network has no trained weights: figures say nothing about a trained one.")
+        record["warnings"].append(
+            "No trained weights were given (--checkpoint): unless the model's own code loads them, figures say nothing "
+            "about a trained network."
+        )
 
 
 def short_name(spec: str) -> str:
