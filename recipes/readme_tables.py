@@ -8,10 +8,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from compressor.report.words import interval, points
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "recipes" / "results"
 NAMES = (
-    *("strength", "recovered", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity"),
+    *("strength", "recovered", "frontier", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity"),
     *("trust", "verdict_rates", "encoders", "real_files", "coverage", "throughput", "plan_cost"),
 )
 
@@ -52,6 +54,19 @@ def recovered(content: dict[str, Any]) -> str:
         steps = f"{row['recover']['steps']}{'' if row['recover'].get('kept', True) else ', not kept'}"
         size, samples = f"{100 * row['params']:.1f} %", f"{row['recover']['samples']:,}"
         lines.append(f"| {row['network']} | {samples} | {size} | {losses} | {judged} | {steps} |")
+    return "\n".join(lines)
+
+
+def frontier(content: dict[str, Any]) -> str:
+    """Size against accuracy, judged from the largest to the smallest size."""
+    lines = columns("network | original accuracy | parameters | MACs | accuracy lost | verdict at 95 %")
+    for row in content["rows"]:
+        verdict, lost = row["verdict"], 0.0 - row["verdict"]["difference"]
+        value = verdict["value"] if row["covered"] else f"({verdict['value']})"
+        bounds = f"{points(verdict['difference'])} {interval(*verdict['interval'])}"
+        judged = f"{value} (allowed {verdict['allowed']:g}): {bounds}"
+        size = f"{100 * row['params']:.1f} % | {100 * row['macs']:.1f} % | {lost:.2f}"
+        lines.append(f"| {row['network']} | {row['accuracy']:.2f} | {size} | {judged} |")
     return "\n".join(lines)
 
 
@@ -340,6 +355,7 @@ def table(name: str) -> str:
     write = {
         "strength": strength,
         "recovered": recovered,
+        "frontier": frontier,
         "exact_zoo": exact_zoo,
         "latency": latency,
         "costs": costs,
