@@ -3,7 +3,9 @@
     compressor run fashion_mnist/lstm --out lstm
     compressor frontier recipes/more_networks.py:lstm --checkpoint lstm/original.safetensors --data fashion-mnist \\
         --sizes 0.6,0.45,0.3,0.2 --align 1 --max-drop 1 --out lstm_sizes
-    python recipes/frontiers.py lstm_sizes --out recipes/results/frontier.json
+    compressor frontier recipes/networks.py:resnet --checkpoint CHECKPOINTS/resnet.safetensors --data fashion-mnist \\
+        --sizes 0.6,0.45,0.35,0.28,0.22 --out resnet_sizes
+    python recipes/frontiers.py resnet_sizes lstm_sizes --out recipes/results/frontier.json
 """
 
 from __future__ import annotations
