@@ -9,10 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, swapped, term_and_hearing
+from compressor.attention.dense import (
+    DenseAttention,
+    copied,
+    copy_numbers,
+    hooked,
+    linear,
+    scales,
+    swapped,
+    term_and_hearing,
+)
+from compressor.attention.fused import Rows, put_together, rows_apart, taken_apart
 from compressor.attention.head_norm import HeadNorm, fill_norm, headwise
 from compressor.attention.lines import Style, style_of
-from compressor.attention.rows import apart_by_rows, rows_apart, together_by_rows
 from compressor.errors import ModelError
 
 ROTARY = "query and key dimensions with rotary positions"
@@ -53,7 +62,9 @@ class RotaryAttention(DenseAttention):
         *inputs, output = parts
         heads, shared = _heads(module, style)
         rows = _rows(module, style)
-        layers = [copied(part) for part in inputs] if rows is None else apart_by_rows(inputs[0], rows)
+        first = inputs[0]
+        fused = None if rows is None else taken_apart(first.weight, first.bias, first.weight, rows)
+        layers = fused or [copied(part) for part in inputs]
         scale = scales(float(getattr(module, style.scaling)), heads, output.weight)
         dropout = module.attention_dropout  # Falcon has a layer for it, which it does not use
         dropout = 0.0 if isinstance(dropout, nn.Module) else dropout
@@ -61,13 +72,13 @@ class RotaryAttention(DenseAttention):
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        layers = [self.q, self.k, self.v]
         rows = _rows(plain, self.style)
         if rows is None:
-            for name, layer in zip(self.style.inputs, layers, strict=True):
+            for name, layer in zip(self.style.inputs, (self.q, self.k, self.v), strict=True):
                 copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
         else:
-            together_by_rows(layers, rows, plain.get_submodule(self.style.inputs[0]))  # type: ignore[arg-type]
+            together = linear(*put_together(self, rows), self.q.weight)
+            copy_numbers(together, plain.get_submodule(self.style.inputs[0]))  # type: ignore[arg-type]
         copy_numbers(self.out, plain.get_submodule(self.style.output))  # type: ignore[arg-type]
         for name, norm in zip(self.style.norms or (), (self.q_norm, self.k_norm), strict=False):
             if norm is not None:
@@ -139,7 +150,7 @@ def _heads(module: Any, style: Style) -> tuple[int, int]:
     return heads, shared
 
 
-def _rows(module: Any, style: Style) -> tuple[Tensor, Tensor, Tensor] | None:
+def _rows(module: Any, style: Style) -> Rows | None:
     """Which rows of the one layer are queries, keys and values; None where there are three layers."""
     if len(style.inputs) == 3:
         return None

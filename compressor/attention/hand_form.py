@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
-from compressor.attention.fused import put_together, taken_apart
+from compressor.attention.fused import Rows, fill_fused, rows_apart, taken_apart
 from compressor.errors import ModelError
 
 HEADS = ("num_heads", "n_heads", "heads", "n_head", "nhead", "num_attention_heads")
@@ -77,12 +77,7 @@ class HandAttention(DenseAttention):
             for own, layer in zip((self.q, self.k, self.v), layers, strict=True):
                 copy_numbers(own, layer)
             return
-        order = _order(self.reading, len(layers[0].weight)).argsort()
-        weight, bias = put_together(self)
-        with torch.no_grad():
-            layers[0].weight.copy_(weight[order])
-            if bias is not None:
-                layers[0].bias.copy_(bias[order])
+        fill_fused(layers[0], self, _rows(self.reading, len(layers[0].weight)))
 
     def forward(self, x: Tensor, *more: Any, **others: Any) -> Tensor:
         """(N, T, E) -> (N, T, E). Other arguments must be None."""
@@ -144,20 +139,16 @@ def _readings(module: nn.Module) -> Iterator[Reading]:
                 yield Reading((inputs[0],), last, heads, by_head, *rest)
 
 
-def _order(reading: Reading, rows: int) -> Tensor:
-    """Rows of the one layer in the order: queries, keys, values, each head by head."""
-    places = torch.arange(rows)
-    if not reading.by_head:
-        return places
-    return places.unflatten(0, (reading.heads, 3, -1)).transpose(0, 1).flatten()
+def _rows(reading: Reading, count: int) -> Rows:
+    """Which of so many rows of the one layer are queries, keys and values."""
+    return rows_apart(reading.heads, 1, count // (3 * reading.heads), reading.by_head)
 
 
 def _parts(layers: list[Any], reading: Reading) -> list[nn.Linear]:
     if len(layers) == 3:
         return [copied(layer) for layer in layers]
     (layer,) = layers
-    order = _order(reading, len(layer.weight))
-    return taken_apart(layer.weight[order], None if layer.bias is None else layer.bias[order], layer.weight)
+    return taken_apart(layer.weight, layer.bias, layer.weight, _rows(reading, len(layer.weight)))
 
 
 def _same(module: nn.Module, reading: Reading) -> bool:
