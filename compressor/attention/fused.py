@@ -50,7 +50,7 @@ def put_together(attention: DenseAttention, rows: Rows | None = None) -> tuple[T
 
 
 def fill_fused(layer: nn.Linear, attention: DenseAttention, rows: Rows | None = None) -> None:
-    """Write the numbers of query, key and value into the one layer; biases where it has one (else they are beside it)."""
+    """Write the numbers of query, key and value into the one layer, biases where it has one."""
     weight, bias = put_together(attention, rows)
     with torch.no_grad():
         layer.weight.copy_(weight)

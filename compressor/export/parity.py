@@ -6,7 +6,6 @@ where it does not, the inputs are perturbed, and where that does not help either
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
 from compressor.export.session import OnnxModel
 from compressor.units.modes import in_precision
 from compressor.units.outputs import classes_second, judged_part
+from compressor.units.program import copied
 
 TOLERANCE = 1e-3
 """Largest error relative to the spread over inputs at which a file is called the same network."""
@@ -100,16 +100,7 @@ def bare_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def whole_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy for comparing: CPU, eval mode, one precision, with the caller's hooks, which may change answers."""
-    try:
-        twin = copy.deepcopy(model)
-    except RuntimeError as error:
-        raise ModelError(
-            "copying the network",
-            str(error),
-            "a network that copy.deepcopy takes",
-            "detach tensors kept as attributes.",
-        ) from None
-    return in_precision(twin.cpu(), dtype).eval()
+    return in_precision(copied(model).cpu(), dtype)
 
 
 def hook_tables(module: nn.Module) -> list[dict[int, Any]]:
