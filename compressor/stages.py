@@ -91,8 +91,8 @@ def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
 
 def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
     """Traced and proven units of a working copy, on the first samples."""
-    cpu_model, inputs = copy.deepcopy(model).cpu(), first_inputs(model, samples)
-    return checked(cpu_model, trace(cpu_model, inputs), inputs, seed)
+    here, inputs = _on_cpu(model), first_inputs(model, samples)
+    return checked(here, trace(here, inputs), inputs, seed)
 
 
 def opened_model(model: nn.Module, samples: Samples) -> nn.Module:
@@ -120,6 +120,12 @@ def in_bases(
     )  # fmt: skip
     turned, probe = in_balanced_bases(model, seen), Probe(model, first_inputs(model, samples))
     return model if probe.changed(turned) else turned
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """The model where proofs are made; itself if it is there."""
+    away = any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers()))
+    return copy.deepcopy(model).cpu() if away else model
 
 
 def first_inputs(model: nn.Module, samples: Samples) -> Any:
@@ -261,7 +267,7 @@ class Workshop:
         """
         example = next(_batches(self.model, self.calibrate, 2))
         inputs = pytree.tree_map(lambda t: t.cpu(), example.inputs)
-        wrong = certify(self.model, copy.deepcopy(small).cpu(), self.graph, plan.kept, inputs)
+        wrong = certify(self.model, _on_cpu(small), self.graph, plan.kept, inputs)
         if wrong:
             name, why = next(iter(wrong.items()))
             raise ModelError(

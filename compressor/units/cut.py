@@ -4,7 +4,7 @@ copy."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -55,7 +55,6 @@ def emptiable(graph: UnitGraph) -> list[np.ndarray]:
 
 def cut(model: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """A copy of `model` with only the `kept` units of each named group; nothing is folded or refitted."""
-    small = copy.deepcopy(model)
     mask = keep_mask(graph, kept)
     lines: dict[str, dict[int, np.ndarray]] = {}
     for name, by_axis in axis_lines(graph.axes).items():
@@ -63,11 +62,21 @@ def cut(model: nn.Module, graph: UnitGraph, kept: Mapping[str, tuple[int, ...]])
             stay = positions(units, mask)
             if len(stay) < units.shape[-1]:
                 lines.setdefault(name, {})[axis] = stay
+    small = copy.deepcopy(model, {id(tensor): tensor for tensor in _under_names(model, lines)})
     for name, by_axis in lines.items():
         _replace(small, name, by_axis)
     for name in {name.rpartition(".")[0] for name in lines}:
         set_widths(small.get_submodule(name))
     return small
+
+
+def _under_names(model: nn.Module, names: Collection[str]) -> list[Tensor]:
+    """Parameters and buffers that have no name besides `names`: a copy in which these are replaced needs none of
+    them, which for a large network is most of its memory.
+    """
+    state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    others = {id(tensor) for name, tensor in state if name not in names}
+    return [tensor for name, tensor in state if name in names and id(tensor) not in others]
 
 
 def _replace(model: nn.Module, name: str, by_axis: Mapping[int, np.ndarray]) -> None:
