@@ -173,10 +173,10 @@ def _check_device(name: str) -> None:
     if name == "auto" or re.fullmatch(r"cpu(:0)?", name):
         return
     there: list[str] = []
-    if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        there += ["mps", "mps:0"]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        places = range(torch.accelerator.device_count())
+        there += [accelerator.type, *(f"{accelerator.type}:{place}" for place in places)]
     if processes()[1] > 1:  # each has a device of its own
         there = [kind for kind in there if ":" not in kind]
     if name not in there:

@@ -19,7 +19,7 @@ from compressor.algebra.subspace import Reader, positive, shared_basis
 from compressor.observe import Likelihood, Statistics, from_first, half, observe
 from compressor.records import Plan
 from compressor.sources.samples import Samples
-from compressor.stages import Report, Workshop, batch_size, find_units, first_inputs, in_bases, shard
+from compressor.stages import Report, Workshop, batch_size, find_units, first_inputs, in_bases, on_cpu, shard
 from compressor.surgery.refit import Reference
 from compressor.surgery.rotate import folded, refusal, turned, writing
 from compressor.units.graph import Tap, UnitGraph
@@ -56,8 +56,8 @@ def rotate(
     Widths are rounded up to multiples of `block()`. What cannot be turned stays, with a reason. `work` is not changed.
     """
     size = size_of(work, graph, {})
-    inputs = first_inputs(work, samples)
-    streams, refused = find_streams(work, recorded_pair(work, inputs))
+    here, inputs = on_cpu(work), first_inputs(work, samples)
+    streams, refused = find_streams(here, recorded_pair(here, inputs))
     usable: list[Stream] = []
     for stream in streams:
         why = refusal(work, stream, inputs)

@@ -73,12 +73,10 @@ def silent(_stage: str, _done: float) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first of cuda, mps, cpu that is there."""
+    """`auto` is the accelerator that torch finds here (cuda, mps, ...), else the CPU."""
     if name != "auto":
         return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
@@ -91,7 +89,7 @@ def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
 
 def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
     """Traced and proven units of a working copy, on the first samples."""
-    here, inputs = _on_cpu(model), first_inputs(model, samples)
+    here, inputs = on_cpu(model), first_inputs(model, samples)
     return checked(here, trace(here, inputs), inputs, seed)
 
 
@@ -122,7 +120,7 @@ def in_bases(
     return model if probe.changed(turned) else turned
 
 
-def _on_cpu(model: nn.Module) -> nn.Module:
+def on_cpu(model: nn.Module) -> nn.Module:
     """The model where proofs are made; itself if it is there."""
     away = any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers()))
     return copy.deepcopy(model).cpu() if away else model
@@ -267,7 +265,7 @@ class Workshop:
         """
         example = next(_batches(self.model, self.calibrate, 2))
         inputs = pytree.tree_map(lambda t: t.cpu(), example.inputs)
-        wrong = certify(self.model, _on_cpu(small), self.graph, plan.kept, inputs)
+        wrong = certify(self.model, on_cpu(small), self.graph, plan.kept, inputs)
         if wrong:
             name, why = next(iter(wrong.items()))
             raise ModelError(

@@ -34,14 +34,21 @@ class Lane:
 
     @classmethod
     def start(cls, model: nn.Module, program: Program, chunks: list[Any], resident: int | None = None) -> Lane:
-        """`chunks` are inputs of the batch size the program was recorded with; all are `resident` if not said."""
+        """`chunks` are inputs of the batch size the program was recorded with; all are `resident` if not said, the
+        others may be anywhere."""
         state, _ = named_state(model)
         values = []
         for chunk in chunks:
             leaves, _ = pytree.tree_flatten(call_arguments(chunk))
             values.append(dict(zip(program.input_nodes, leaves, strict=True)))
         resident, device = len(chunks) if resident is None else resident, next(model.parameters()).device
-        return cls(program, state, values, resident, device, depending_on_samples(program))
+        waiting = {
+            (chunk, node)
+            for chunk in range(resident, len(chunks))
+            for node, value in values[chunk].items()
+            if isinstance(value, Tensor)
+        }
+        return cls(program, state, values, resident, device, depending_on_samples(program), waiting)
 
     def value(self, node: Any, chunk: int) -> Any:
         """A value alive in one chunk: a parameter by its current content, or an activation."""
