@@ -224,6 +224,18 @@ class Judge:
         good[torch.cat([c.copy, c.dependent])[held & seen]] = True
         return good, bool((held & ~seen).any())
 
+    def refuted(self, dtype: torch.dtype) -> Tensor:
+        """(U,) bool: units whose claim fails at some tap that reads them, on whatever was seen."""
+        c, allowed = self.claims, TOLERANCE[dtype]
+        wrong = torch.zeros(len(c.spots[0].present), dtype=torch.bool)
+        for t, spot in enumerate(c.spots):
+            here = torch.zeros_like(wrong)
+            here[c.constant[self._off[t] > allowed * c.values[t].abs()]] = True
+            if len(self.tested[t]):
+                here[self.tested[t][~self._fits(t, HELD_FACTOR * allowed)]] = True
+            wrong |= here & spot.present
+        return wrong
+
     def _fits(self, t: int, allowed: float) -> Tensor:
         """Claims whose residual is rounding at one tap."""
         mean, square = self._total[t] / max(self._count[t], 1)

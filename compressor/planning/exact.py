@@ -28,6 +28,7 @@ from compressor.planning.claims import (
     Judge,
     find_claims,
 )
+from compressor.planning.far import visit_far
 from compressor.planning.folds import Fold, never_empty
 from compressor.planning.fresh import batched, fresh_inputs, sample_count, taken
 from compressor.planning.gates import shut
@@ -152,8 +153,9 @@ class _Search:
         self.unread = unread(net, graph)
         self.twins = twins(net, graph)
         self.unmoved = self.unread
-        if self.groups:
-            self.unmoved = unmoved(net, graph, recorded_pair(net, inputs))
+        self.program = recorded_pair(net, inputs) if self.groups else None
+        if self.program is not None:
+            self.unmoved = unmoved(net, graph, self.program)
             self.unmoved |= shut(net, graph, self.layouts, batched(self.first, BATCH))
         self.effort = effort
         self.judged = 0
@@ -295,26 +297,45 @@ class _Search:
 
     def _judge(self, claims: dict[str, Claims], held: Part) -> dict[str, Tensor]:
         judges = {name: Judge(c, self.seed) for name, c in claims.items()}
+        part = held
+        for more in range(1, MORE_ROUNDS + 2):
+            unsure = [name for name, judge in judges.items() if more == 1 or judge.verdict(self.dtype)[1]]
+            if not unsure:
+                break
+            self._ask(judges, unsure, self.net, part)
+            self.judged += len(part)
+            size = len(held) << (more - 1)
+            part = replace(held, synthetic=size, seed=held.seed + more * 100_003, with_real=False)
+        good = {name: judge.verdict(self.dtype)[0] for name, judge in judges.items()}
+        self._refute({name: claims[name] for name, some in good.items() if bool(some.any())}, good)
+        return good
+
+    def _refute(self, claims: dict[str, Claims], good: dict[str, Tensor]) -> None:
+        """Take out of `good` what does not hold far from the samples."""
+        if not claims or self.program is None:
+            return
+
+        def visit(net: nn.Module, batches: Any) -> None:
+            judges = {name: Judge(c, self.seed) for name, c in claims.items()}
+            self._ask(judges, list(judges), net, batches)
+            for name, judge in judges.items():
+                good[name] &= ~judge.refuted(self.dtype)
+
+        visit_far(self.net, self.first, self.program, self.seed, visit)
+
+    def _ask(self, judges: dict[str, Judge], names: list[str], net: nn.Module, batches: Any) -> None:
+        """Show the judges what the taps of the groups `names` (and others there) read."""
         by_tap: dict[int, list[tuple[Judge, int]]] = {}
-        for name, judge in judges.items():
-            for t, spot in enumerate(claims[name].spots):
+        for judge in judges.values():
+            for t, spot in enumerate(judge.claims.spots):
                 by_tap.setdefault(spot.tap, []).append((judge, t))
 
         def visit(place: int, read: Tensor) -> None:
             for judge, t in by_tap[place]:
                 judge.visit(t, read)
 
-        part = held
-        for more in range(1, MORE_ROUNDS + 2):
-            unsure = [name for name, judge in judges.items() if more == 1 or judge.verdict(self.dtype)[1]]
-            places = {spot.tap for name in unsure for spot in claims[name].spots}
-            if not places:
-                break
-            visit_taps(self.net, self.graph.taps, self._watched(part), dict.fromkeys(sorted(places), visit))
-            self.judged += len(part)
-            size = len(held) << (more - 1)
-            part = replace(held, synthetic=size, seed=held.seed + more * 100_003, with_real=False)
-        return {name: judge.verdict(self.dtype)[0] for name, judge in judges.items()}
+        places = {spot.tap for name in names for spot in judges[name].claims.spots}
+        visit_taps(net, self.graph.taps, self._watched(batches), dict.fromkeys(sorted(places), visit))
 
     def _fold(self, group: Group, claims: Claims, good: Tensor | None) -> tuple[Fold | None, list[Finding]]:
         useless = torch.from_numpy(self.unread[group.units])
