@@ -21,6 +21,7 @@ from compressor.units.cut import cut, keep_mask, positions
 from compressor.units.graph import UnitGraph, axis_lines, views
 from compressor.units.trace import trace
 from compressor.units.trial import Place, Trial
+from compressor.units.ways import elsewhere
 
 Kept = dict[str, tuple[int, ...]]
 DRAWS = 2
@@ -59,7 +60,20 @@ def checked(model: nn.Module, graph: UnitGraph, inputs: Any, seed: int = 0) -> U
         if len(reasons) == before:
             break
     _freeze_unheard(trial, graph, live, seed, reasons)
+    if graph.chooses:
+        _try_elsewhere(model, graph, inputs, seed, reasons)
     return frozen(graph, reasons)
+
+
+def _try_elsewhere(model: nn.Module, graph: UnitGraph, inputs: Any, seed: int, reasons: dict[str, str]) -> None:
+    """Dry runs on other inputs, which may take other ways through the network."""
+    for given in elsewhere(inputs):
+        live = [g.name for g in graph.groups if g.frozen is None and g.name not in reasons]
+        try:
+            trial = Trial(model, graph, given, seed)
+        except ModelError:  # inputs that the network refuses
+            continue
+        _passing(trial, random_halves(graph, live, seed, 0), 0, reasons)
 
 
 def _passing(trial: Trial, drawn: Kept, draw: int, reasons: dict[str, str]) -> list[str]:
@@ -84,8 +98,11 @@ def _freeze_unheard(trial: Trial, graph: UnitGraph, live: list[str], seed: int, 
             wanted[name].add((place, stays))
         got |= trial.heard(kept, draw)
     for name in live:
-        if name not in reasons and not all((name, *part) in got for part in wanted[name]):
-            reasons[name] = "no signal reaches the output"
+        deaf = sorted(place[0] for place, stays in wanted[name] if (name, place, stays) not in got)
+        if name not in reasons and deaf:
+            heard = len(deaf) < len(wanted[name])
+            by_way = f" by way of `{deaf[0].rpartition('.')[0]}`" if heard else ""
+            reasons[name] = f"no signal reaches the output{by_way}"
 
 
 def frozen(graph: UnitGraph, reasons: Mapping[str, str]) -> UnitGraph:

@@ -106,6 +106,8 @@ class UnitGraph:
     """Groups whose units are sliced, shuffled or split by position, so that a cut may shift them: tried
     harder."""
     pairings: tuple[Pairing, ...] = ()
+    chooses: bool = False
+    """The forward pass chooses its way by values: groups are tried on other inputs, too."""
 
 
 def axis_lines(axes: Iterable[Axis]) -> dict[str, dict[int, np.ndarray]]:

@@ -4,6 +4,7 @@ be cut."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from compressor.units.grouping import assemble
 from compressor.units.heads import attentions, layouts, with_heads
 from compressor.units.program import Program, example_pair, named_state, record, same_shapes
 from compressor.units.propagate import Found, Walk
+from compressor.units.ways import chooses, freeze_unseen, unreached
 
 MIXED = "laid out by units along more than one axis"
 
@@ -29,7 +31,7 @@ def trace(model: nn.Module, inputs: Any, program: Program | None = None, turned:
     of as many groups as channels does not tell which are which: the groups are first, with `turned` second.
     Raises ModelError where the forward pass fails.
     """
-    program = program or recorded_pair(model, inputs)
+    program = program or recorded(model, inputs)
     graph = _graph(model, program, layouts(model, "dimensions"), turned)
     if not attentions(model):
         return graph
@@ -41,7 +43,21 @@ def _graph(model: nn.Module, program: Program, layout: Mapping[str, Layout], tur
     found = Walk(program, state, layout, turned).run()
     spread_elements(found)
     _freeze_unhooked(model, found, program)
-    return assemble(model, found, program)
+    freeze_unseen(model, found, program)
+    return replace(assemble(model, found, program), chooses=chooses(program))
+
+
+def recorded(model: nn.Module, inputs: Any) -> Program:
+    """Record on two samples; on all where values choose the way, and two samples do not reach every layer."""
+    program = recorded_pair(model, inputs)
+    missed = unreached(model, program) if chooses(program) else []
+    if missed and not same_shapes(example_pair(inputs), inputs):
+        try:
+            wide = record(model, inputs)
+        except ModelError:
+            return program
+        return wide if len(unreached(model, wide)) < len(missed) else program
+    return program
 
 
 def recorded_pair(model: nn.Module, inputs: Any) -> Program:
