@@ -101,6 +101,15 @@ def _exact(start: Start) -> Outcome:
     outcome.size = size_of(start.work, graph, certified.kept)
     if not certified.kept:
         outcome.nothing_to_do = "no unit is certified as surplus: the network is lean"
+        if certified.taken_back:
+            outcome.nothing_to_do = "no unit that is certified as surplus can be folded without moving the outputs"
+    if certified.taken_back:
+        names = ", ".join(certified.taken_back)
+        kind = str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch.")
+        outcome.warnings.append(
+            f"folding what is certified as surplus in {names} moved the outputs by more than the rounding of {kind} "
+            "weights: these groups stay whole"
+        )
     if certified.silent_on_sample:
         outcome.warnings.append(
             f"{len(certified.silent_on_sample)} units were silent on these samples only; they were not removed"

@@ -30,12 +30,14 @@ from compressor.planning.claims import (
 )
 from compressor.planning.far import visit_far
 from compressor.planning.folds import Fold, never_empty
-from compressor.planning.fresh import batched, fresh_inputs, sample_count, taken
+from compressor.planning.fresh import batched, fresh_inputs, runs, sample_count, taken
 from compressor.planning.gates import shut
 from compressor.planning.reading import RowStore, spots, visit_taps
 from compressor.planning.transplant import wired_alike
 from compressor.records import Finding
 from compressor.units.graph import Group, UnitGraph
+from compressor.units.modes import in_precision
+from compressor.units.program import call_arguments, failed
 from compressor.units.trace import recorded_pair
 
 BATCH = 16
@@ -87,10 +89,9 @@ class Part:
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         if self.with_real:
             yield from batched(self.real, BATCH)
-        for start in range(0, self.synthetic, BATCH):
+        for start, stop in runs(self.synthetic, BATCH):
             generator = torch.Generator().manual_seed(self.seed + start)
-            count = min(BATCH, self.synthetic - start)
-            yield count, fresh_inputs(self.real, count, generator)
+            yield stop - start, fresh_inputs(self.real, stop - start, generator)
 
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:
@@ -99,15 +100,33 @@ def parameter_dtype(model: nn.Module) -> torch.dtype:
     return torch.float64 if kinds == {torch.float64} else torch.float32
 
 
-def as_double(inputs: Any) -> Any:
-    """Inputs with floating leaves on the CPU in float64."""
+def cast_inputs(inputs: Any, dtype: torch.dtype) -> Any:
+    """Inputs with all leaves on the CPU, floating ones in `dtype`."""
 
     def cast(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.detach().cpu().double() if leaf.is_floating_point() else leaf.detach().cpu()
+        return leaf.detach().cpu().to(dtype) if leaf.is_floating_point() else leaf.detach().cpu()
 
     return pytree.tree_map(cast, inputs)
+
+
+def running_dtype(model: nn.Module, inputs: Any) -> torch.dtype:
+    """float64, or float32 where `model` runs in that only (a forward that casts to it). Raises ModelError where it runs
+    in neither.
+    """
+    error: Exception | None = None
+    for dtype in (torch.float64, torch.float32):
+        net = in_precision(copy.deepcopy(model).cpu(), dtype).eval()
+        args, kwargs = call_arguments(taken(cast_inputs(inputs, dtype), torch.tensor([0, 0])))
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                net(*args, **kwargs)
+        except Exception as raised:  # noqa: BLE001  (the next precision is tried)
+            error = error or raised
+            continue
+        return dtype
+    raise failed(error or RuntimeError("no precision"))
 
 
 def find_exact(
@@ -123,8 +142,9 @@ def find_exact(
     `inputs` are calibration samples (a tensor or pytree). `progress` is called with the number of samples
     after each batch. Raises DataError without samples.
     """
-    net = copy.deepcopy(model).cpu().double().eval()
-    search = _Search(net, graph, as_double(inputs), seed, effort, parameter_dtype(model), progress)
+    dtype = running_dtype(model, inputs)
+    net = in_precision(copy.deepcopy(model).cpu(), dtype).eval()
+    search = _Search(net, graph, cast_inputs(inputs, dtype), seed, effort, parameter_dtype(model), progress)
     return search.run()
 
 

@@ -51,10 +51,17 @@ def joined(parts: list[Any]) -> Any:
 
 def batched(inputs: Any, size: int) -> Iterator[tuple[int, Any]]:
     """Batches in order, each with its number of samples."""
-    count = sample_count(inputs)
-    for start in range(0, count, size):
-        index = torch.arange(start, min(start + size, count))
-        yield len(index), taken(inputs, index)
+    for start, stop in runs(sample_count(inputs), size):
+        yield stop - start, taken(inputs, torch.arange(start, stop))
+
+
+def runs(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where batches start and end; no batch of one sample stands at the end, whose axis `squeeze()` would drop."""
+    start = 0
+    while start < count:
+        stop = count if count - start <= size + 1 else start + size
+        yield start, stop
+        start = stop
 
 
 def fresh_inputs(inputs: Any, count: int, generator: torch.Generator) -> Any:

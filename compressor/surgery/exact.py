@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from compressor.planning.exact import (
     ExactPlan,
-    as_double,
+    cast_inputs,
     find_exact,
     parameter_dtype,
+    running_dtype,
 )
 from compressor.planning.folds import Fold
 from compressor.planning.fresh import batched, fresh_inputs, joined, sample_count, taken
 from compressor.surgery.fold import folded
 from compressor.surgery.landing import landings
 from compressor.units.graph import UnitGraph
+from compressor.units.modes import in_precision
 from compressor.units.program import call_arguments, tensors_in
 from compressor.units.trace import recorded_pair
 
@@ -84,7 +86,8 @@ class _Comparison:
     """Outputs of the original on real and synthetic samples, to compare others with."""
 
     def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
-        given = as_double(inputs)
+        self._dtype = running_dtype(model, inputs)
+        given = cast_inputs(inputs, self._dtype)
         generator = torch.Generator().manual_seed(seed + 77)
         real = taken(given, torch.randperm(sample_count(given), generator=generator)[:COMPARED])
         self._inputs = joined([real, fresh_inputs(given, COMPARED, generator)])
@@ -97,7 +100,7 @@ class _Comparison:
         are rounded anew (up to a hundred times the constant): deep networks amplify rounding.
         """
         dtype = parameter_dtype(self._model)
-        rounded = copy.deepcopy(self._model).cpu().double()
+        rounded = in_precision(copy.deepcopy(self._model).cpu(), torch.float64)
         with torch.no_grad():
             for parameter in rounded.parameters():
                 sign = torch.randint(2, parameter.shape, generator=self._generator).double() * 2 - 1
@@ -106,7 +109,7 @@ class _Comparison:
         return min(max(MOVED[dtype], 3 * own), 100 * MOVED[dtype])
 
     def _run(self, model: nn.Module) -> list[Tensor]:
-        net = copy.deepcopy(model).cpu().double().eval()
+        net = in_precision(copy.deepcopy(model).cpu(), self._dtype).eval()
         parts = []
         with torch.no_grad():
             for _, batch in batched(self._inputs, COMPARED):
@@ -115,8 +118,16 @@ class _Comparison:
         return [torch.cat([part[i] for part in parts]) for i in range(len(parts[0]))]
 
     def moved(self, small: nn.Module) -> float:
-        """Largest difference of any output, relative to that output's spread."""
-        return moved(self._outputs, self._run(small))
+        """Largest difference of any output, relative to that output's spread; infinite where `small` does not run, or
+        has outputs of another shape: `squeeze()` drops the axis of a single unit.
+        """
+        try:
+            after = self._run(small)
+        except Exception:  # noqa: BLE001  (any failure of the smaller network takes its folds back)
+            return float("inf")
+        if [a.shape for a in after] != [b.shape for b in self._outputs]:
+            return float("inf")
+        return moved(self._outputs, after)
 
 
 def moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

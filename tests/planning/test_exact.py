@@ -268,3 +268,53 @@ def test_equal_weights_that_no_sample_moves_go_only_if_wired_alike(alike: bool) 
     assert removed(plan) == ({"a": 1} if alike else {})
     assert len(plan.silent_on_sample) == (1 if alike else 2)
     assert gap(model, small, 100 * other_inputs(x)) < 1e-10
+
+
+class Squeezed(nn.Module):
+    """All axes of length one are dropped: that of the batch where it is one sample, that of the units where one is
+    left."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, width, 3), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu().mean((2, 3), keepdim=True).squeeze())
+
+
+def test_no_batch_is_a_single_sample() -> None:
+    torch.manual_seed(0)
+    model, x = Squeezed(12).double(), torch.randn(34, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model.a.weight[1], model.a.bias[1] = model.a.weight[0], model.a.bias[0]
+    small, plan = exact_compress(model, trace(model, x), x)
+    assert removed(plan) == {"a": 1}
+    assert gap(model, small, other_inputs(x)) < 1e-10
+
+
+def test_a_cut_network_that_does_not_run_is_taken_back() -> None:
+    torch.manual_seed(0)
+    model, x = Squeezed(6).double(), torch.randn(34, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model.a.weight.copy_(model.a.weight[:1].expand_as(model.a.weight))
+        model.a.bias.fill_(0.1)
+    small, plan = exact_compress(model, trace(model, x), x)
+    assert plan.taken_back == ("a",)
+    assert gap(model, small, x) == 0.0
+
+
+class Casting(planted.Dense):
+    """Computes in single precision, whatever it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_a_network_that_casts_to_single_precision_is_searched_in_it() -> None:
+    torch.manual_seed(0)
+    model, x = Casting(), torch.randn(60, 10)
+    with torch.no_grad():
+        model.a.weight[1], model.a.bias[1] = model.a.weight[0], model.a.bias[0]
+    small, plan = exact_compress(model, trace(model, x), x)
+    assert removed(plan) == {"a": 1}
+    assert gap(model, small, other_inputs(x)) < 1e-4
