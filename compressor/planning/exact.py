@@ -30,11 +30,12 @@ from compressor.planning.claims import (
 )
 from compressor.planning.far import visit_far
 from compressor.planning.folds import Fold, never_empty
-from compressor.planning.fresh import batched, fresh_inputs, runs, sample_count, taken
+from compressor.planning.fresh import batched, fresh_inputs, sample_count, taken
 from compressor.planning.gates import shut
 from compressor.planning.reading import RowStore, spots, visit_taps
 from compressor.planning.transplant import wired_alike
 from compressor.records import Finding
+from compressor.sources.samples import runs
 from compressor.units.graph import Group, UnitGraph
 from compressor.units.modes import in_precision
 from compressor.units.program import call_arguments, failed

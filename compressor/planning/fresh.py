@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from compressor.errors import DataError
+from compressor.sources.samples import runs
 
 
 def sample_count(inputs: Any) -> int:
@@ -53,15 +54,6 @@ def batched(inputs: Any, size: int) -> Iterator[tuple[int, Any]]:
     """Batches in order, each with its number of samples."""
     for start, stop in runs(sample_count(inputs), size):
         yield stop - start, taken(inputs, torch.arange(start, stop))
-
-
-def runs(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where batches start and end; no batch of one sample stands at the end, whose axis `squeeze()` would drop."""
-    start = 0
-    while start < count:
-        stop = count if count - start <= size + 1 else start + size
-        yield start, stop
-        start = stop
 
 
 def fresh_inputs(inputs: Any, count: int, generator: torch.Generator) -> Any:

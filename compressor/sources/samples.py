@@ -186,10 +186,22 @@ def batches(
     def move(leaf: Tensor) -> Tensor:
         return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
-    for start in range(0, len(samples), size):
-        ids = torch.arange(start, min(start + size, len(samples)))
+    for start, stop in runs(len(samples), size):
+        ids = torch.arange(start, stop)
         inputs, labels = samples.batch(ids)
         yield Batch(ids, map_leaves(move, inputs), None if labels is None else labels.to(device))
+
+
+def runs(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where batches of at most `size` start and end. None at the end is a single sample, if that can be helped:
+    `squeeze()` would drop its axis.
+    """
+    start = 0
+    while start < count:
+        stop = min(start + size, count)
+        stop -= count - stop == 1 and stop - start > 2
+        yield start, stop
+        start = stop
 
 
 def shared(one: Samples, other: Samples) -> np.ndarray:

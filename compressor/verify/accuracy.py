@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from compressor.algebra.answers import chunk_of, counted, hits
 from compressor.errors import CompressorError, DataError, ModelError
 from compressor.observe import FREE_SHARE, empty_in_file, free_of, memory_of
+from compressor.sources.samples import runs
 from compressor.sources.trees import first_not_finite, map_leaves
 from compressor.units.outputs import as_answered, judged_part
 from compressor.units.program import call_arguments
@@ -91,7 +92,8 @@ def outputs_of(
     size = min(most, FIRST)
     with _undisturbed(network, device, seed):
         while start < len(samples):
-            ids = torch.arange(start, min(start + size, len(samples)))
+            _, stop = next(runs(len(samples) - start, size))
+            ids = torch.arange(start, start + stop)
             inputs, truth = samples.batch(ids)
             _refuse_nan(inputs, start)
             try:

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from compressor.errors import DataError
-from compressor.sources.samples import as_samples, batches, shared
+from compressor.sources.samples import as_samples, batches, runs, shared
 from compressor.sources.stores import READ_LIMIT, MemoryStore, read_stream
 
 
@@ -193,3 +193,12 @@ def test_medmnist_like_labels_and_regression():
     assert as_samples((inputs, torch.rand(6, 2))).labels.shape == (6, 2)
     assert isinstance(as_samples(inputs)._store, MemoryStore)
     assert as_samples(inputs).labels is None
+
+
+@pytest.mark.parametrize(("count", "size"), [(33, 16), (33, 32), (34, 16), (7, 3), (1, 4), (3, 1), (5, 2), (4, 3)])
+def test_batches_cover_all_samples_and_none_is_single_if_that_can_be_helped(count, size):
+    found = list(runs(count, size))
+    assert [place for start, stop in found for place in range(start, stop)] == list(range(count))
+    sizes = [stop - start for start, stop in found]
+    assert max(sizes) <= size
+    assert count == 1 or size < 3 or min(sizes) > 1
