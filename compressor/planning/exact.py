@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from compressor.algebra.span import columns
 from compressor.planning.certain import twins, unmoved, unread
@@ -32,13 +31,13 @@ from compressor.planning.far import visit_far
 from compressor.planning.folds import Fold, never_empty
 from compressor.planning.fresh import batched, fresh_inputs, sample_count, taken
 from compressor.planning.gates import shut
+from compressor.planning.precision import cast_inputs, parameter_dtype, running_dtype
 from compressor.planning.reading import RowStore, spots, visit_taps
 from compressor.planning.transplant import wired_alike
 from compressor.records import Finding
 from compressor.sources.samples import runs
 from compressor.units.graph import Group, UnitGraph
 from compressor.units.modes import in_precision
-from compressor.units.program import call_arguments, failed
 from compressor.units.trace import recorded_pair
 
 BATCH = 16
@@ -93,41 +92,6 @@ class Part:
         for start, stop in runs(self.synthetic, BATCH):
             generator = torch.Generator().manual_seed(self.seed + start)
             yield stop - start, fresh_inputs(self.real, stop - start, generator)
-
-
-def parameter_dtype(model: nn.Module) -> torch.dtype:
-    """float64 if all floating parameters are; else float32, which sets the tolerances."""
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return torch.float64 if kinds == {torch.float64} else torch.float32
-
-
-def cast_inputs(inputs: Any, dtype: torch.dtype) -> Any:
-    """Inputs with all leaves on the CPU, floating ones in `dtype`."""
-
-    def cast(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return leaf.detach().cpu().to(dtype) if leaf.is_floating_point() else leaf.detach().cpu()
-
-    return pytree.tree_map(cast, inputs)
-
-
-def running_dtype(model: nn.Module, inputs: Any) -> torch.dtype:
-    """float64, or float32 where `model` runs in that only (a forward that casts to it). Raises ModelError where it runs
-    in neither.
-    """
-    error: Exception | None = None
-    for dtype in (torch.float64, torch.float32):
-        net = in_precision(copy.deepcopy(model).cpu(), dtype).eval()
-        args, kwargs = call_arguments(taken(cast_inputs(inputs, dtype), torch.tensor([0, 0])))
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                net(*args, **kwargs)
-        except Exception as raised:  # noqa: BLE001  (the next precision is tried)
-            error = error or raised
-            continue
-        return dtype
-    raise failed(error or RuntimeError("no precision"))
 
 
 def find_exact(

@@ -13,15 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.planning.exact import (
-    ExactPlan,
-    cast_inputs,
-    find_exact,
-    parameter_dtype,
-    running_dtype,
-)
+from compressor.planning.exact import ExactPlan, find_exact
 from compressor.planning.folds import Fold
 from compressor.planning.fresh import batched, fresh_inputs, joined, sample_count, taken
+from compressor.planning.precision import cast_inputs, parameter_dtype, running_dtype
 from compressor.surgery.fold import folded
 from compressor.surgery.landing import landings
 from compressor.units.graph import UnitGraph
