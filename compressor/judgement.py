@@ -134,7 +134,7 @@ def _as_given(network: nn.Module, original: nn.Module) -> nn.Module:
 
 def finished(small: nn.Module, original: nn.Module, device: torch.device | None = None) -> nn.Module:
     """The result in the original's dtypes and grad flags, on its device, in eval mode; what kept its width in the
-    original's class."""
+    original's class, and what networks count or store while they run as the original has it."""
     first = next(original.parameters())
     small = given_form(small.to(device or first.device), original)
     dtypes = {name: t.dtype for name, t in [*original.named_parameters(), *original.named_buffers()]}
@@ -145,7 +145,18 @@ def finished(small: nn.Module, original: nn.Module, device: torch.device | None 
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(flags.get(name, True))
         parameter.grad = None
+    _reset_buffers(small, original)
     return small.eval()
+
+
+def _reset_buffers(small: nn.Module, original: nn.Module) -> None:
+    given = dict(original.named_buffers())
+    for path, module in small.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._NormBase):  # their statistics belong to the plan
+            for leaf, buffer in module.named_buffers(recurse=False):
+                before = given.get(f"{path}.{leaf}".lstrip("."))
+                if before is not None and before.shape == buffer.shape:
+                    buffer.data.copy_(before)
 
 
 def verdict_of(before: Outputs, after: Outputs, start: Start) -> Verdict:

@@ -21,6 +21,7 @@ from compressor.sources.splits import Data
 from compressor.stages import Report, opened_model, silent
 from compressor.surgery.exact import exact_compress
 from compressor.units.graph import UnitGraph
+from compressor.units.program import copied
 from compressor.units.sizes import size_of
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import outputs_of
@@ -116,7 +117,9 @@ def _exact(start: Start) -> Outcome:
         )
     with timed(start.seconds, "verdict"):
         judge = data.judge if len(data.judge) else samples
-        before, after = outputs_of(start.answers or model, judge), outputs_of(small, judge, check=False)
+        # copies: a network may count, or store, what it is shown
+        before = outputs_of(start.answers or copied(model), judge)
+        after = outputs_of(copied(small), judge, check=False)
         given = start.answers is not None and before.dtype.itemsize > 2
         outcome.verdict = judging.judge_outputs(before, after, judging.FILE_TOLERANCE if given else None)
         classes = start.score is None and isinstance(start.likelihood, Classes)

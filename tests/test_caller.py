@@ -54,6 +54,34 @@ def test_loading_and_judging_again_change_nothing(bundle: Path, dtype: torch.dty
         torch.set_default_dtype(torch.float32)
 
 
+class Counting(torch.nn.Module):
+    """Counts and keeps what it is shown, and writes into its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.kept = torch.nn.Linear(6, 12), torch.nn.Linear(12, 3), []
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        self.kept.append(len(x))
+        return self.b(self.a(x.mul_(2.0)).relu())
+
+
+@pytest.mark.parametrize("options", [{"exact": True}, {"keep": "params=0.6", "align": 1}])
+def test_a_network_that_counts_what_it_is_shown_has_seen_nothing(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, inputs = Counting(), torch.randn(120, 6)
+    with torch.no_grad():
+        model.a.weight[1], model.a.bias[1] = model.a.weight[0], model.a.bias[0]
+    before = inputs.clone()
+    result = compressor.compress(model, (inputs, torch.arange(120) % 3), **options)
+    assert result.model.a.out_features < 12
+    assert model.kept == []
+    assert int(model.seen) == int(result.model.seen) == 0
+    assert torch.equal(inputs, before)
+
+
 @pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("place", ["verification.load_bundle", "verification.outputs_of", "verification.load_model"])
 def test_nothing_is_changed_by_a_failure(
