@@ -38,7 +38,10 @@ REDUCTIONS = (
     "min", "argmax", "argmin", "median", "any", "all", "var_mean", "std_mean", "nansum",
 )  # fmt: skip
 NORMLIKE = ("mean", "sum", "var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean")
-ALONG = ("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "argsort")
+ALONG = (
+    "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
+    "sort", "topk", "argsort",
+)  # fmt: skip
 DIM_THIRD = ("linalg_vector_norm", "norm", "topk")
 NORMS = {
     "native_layer_norm": "LayerNorm", "native_group_norm": "GroupNorm", "rms_norm": "RMSNorm",

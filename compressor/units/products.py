@@ -174,6 +174,9 @@ def _between_activations(walk: Walk, left: Activation, right: Activation, out: A
         walk.freeze([left, right], "product of two activations over units (attention)")
         return opaque(out)
     rows, columns = bool((a >= 0).any()), bool((b >= 0).any())
+    if rows and columns and 1 in (a.numel(), b.numel()):  # one unit that weighs all others: tokens of a pool
+        walk.freeze(left if a.numel() == 1 else right, "this unit weighs other units")
+        rows, columns = a.numel() > 1, b.numel() > 1
     if rows and columns:
         walk.freeze([left, right], "product of two activations with units (attention)")
         return opaque(out)

@@ -38,7 +38,7 @@ class Program:
     input_nodes: tuple[Node, ...]
     output_nodes: tuple[Node, ...]
     tied: dict[str, str]
-    """Name -> the first name of the same tensor, for tensors that have several names."""
+    """Name -> the first name of the same tensor, for tensors that several modules hold."""
     calls: dict[str, int] = field(default_factory=dict)
     """Module name -> how often its forward ran."""
     inputs: tuple[Any, ...] = ()
@@ -72,6 +72,18 @@ def named_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             first[id(tensor)] = name
     return {name: tensor.detach() for name, tensor in state.items()}, tied
+
+
+def shared_by_modules(model: nn.Module, tied: Mapping[str, str]) -> dict[str, str]:
+    """Those of `tied` that different modules hold. One module under several names (`self.stem`, and first in
+    `self.layers`) ties nothing.
+    """
+
+    def holder(name: str) -> tuple[int, str]:
+        owner, _, leaf = name.rpartition(".")
+        return id(model.get_submodule(owner)), leaf
+
+    return {name: first for name, first in tied.items() if holder(name) != holder(first)}
 
 
 @contextmanager
@@ -264,7 +276,7 @@ def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Any, twice: bo
         state_nodes=dict(zip(placeholders[: len(names)], names, strict=True)),
         input_nodes=tuple(placeholders[len(names) :]),
         output_nodes=tuple(node for node in pytree.tree_leaves(output.args) if isinstance(node, Node)),
-        tied=tied,
+        tied=shared_by_modules(model, tied),
         calls=calls,
         inputs=tuple(flat),
     )

@@ -53,6 +53,29 @@ class tied(Net):
         return self.d(self.c(x.relu()).relu()).relu()
 
 
+@pattern("a")
+class module_under_two_names(Net):
+    def parts(self) -> None:
+        self.layers = nn.ModuleList([self.a, self.b])
+
+
+@pattern("a")
+class attention_pool(Net):
+    def parts(self) -> None:
+        self.score = nn.Linear(8, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        tokens = x.relu().flatten(2).transpose(1, 2)
+        weights = self.score(tokens).squeeze(-1).softmax(1)
+        return torch.einsum("nt,ntc->nc", weights, tokens)[:, :, None, None].expand_as(x)
+
+
+@pattern("a")
+class running_maximum(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return x.cummax(2).values
+
+
 @pattern("a", "model output")
 class two_outputs(Net):
     def forward(self, x: Tensor) -> Any:
