@@ -25,14 +25,16 @@ def measured_limit(
 
     Units are taken in the order of `losses` (one per unit of the graph), replaced by their means, as many at once as
     leave the loss of `likelihood` (for classes the mean KL(original || ablated)) over at most `most` of `samples`
-    within `allowance` nats (by bisection).
-    Negative if not even the first can go. The model is as before afterwards.
+    within `allowance` nats (by bisection). Units of equal loss go together: a limit cannot tell them apart.
+    Negative if not even the first (or those equal to it) can go. The model is as before afterwards.
     """
     if len(samples) > most:
         samples = samples.take(np.arange(most) * len(samples) // most)
     live = np.concatenate([g.units for g in graph.groups if g.frozen is None] or [np.empty(0, dtype=np.int64)])
     live = live[np.isin(live, np.concatenate([tap.units for tap in graph.taps]))]  # only at a tap can one be taken out
     order = live[np.argsort(losses.cpu().numpy()[live], kind="stable")]
+    ranked = losses.cpu().numpy()[order]
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(order)]) + 1  # of runs of equal losses
     with torch.no_grad(), evaluating(model):
         whole, means = reference(model, samples, graph.taps, likelihood)
 
@@ -40,11 +42,11 @@ def measured_limit(
             with ablated(model, graph.taps, tuple(order[:count].tolist()), means):
                 return likelihood.apart(whole, answers(model, samples, likelihood))[0] <= allowance
 
-        low, high = 0, len(order)
+        low, high = 0, len(ends)
         while low < high:
             middle = (low + high + 1) // 2
-            if fits(middle):
+            if fits(int(ends[middle - 1])):
                 low = middle
             else:
                 high = middle - 1
-    return float(losses[order[low - 1]]) if low else -1.0
+    return float(ranked[ends[low - 1] - 1]) if low else -1.0
