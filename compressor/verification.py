@@ -16,7 +16,7 @@ from compressor.export.files import PRECISIONS, VARIANTS
 from compressor.export.manifest import MANIFEST, WEIGHTS, read_manifest
 from compressor.export.precision import file_name
 from compressor.questions import Question, rejudged
-from compressor.records import Verdict
+from compressor.records import Verdict, VerdictValue
 from compressor.report.record import Record, read_record
 from compressor.sources.checkpoint import file_sha256
 from compressor.sources.consent import refuse_unknown_spec
@@ -33,6 +33,7 @@ ORIGINAL = "original.safetensors"
 """Where a run that trained its network keeps the original's weights."""
 HASHED = (WEIGHTS, MANIFEST, ONNX, *VARIANTS, ORIGINAL)
 """Files whose sha256 the record holds."""
+SEVERITY: Mapping[VerdictValue, int] = {"passed": 0, "undecided": 1, "failed": 2}
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Verification:
 
     @property
     def worst(self) -> Verdict:
-        """The network's verdict, or the first one of its files that is not passed."""
+        """The first failed verdict of the network and its files, else the first undecided one, else the network's."""
         files = [self.verdict, *([] if self.onnx_verdict is None else [self.onnx_verdict]), *self.variants.values()]
-        return next((verdict for verdict in files if verdict.value != "passed"), self.verdict)
+        return max(files, key=lambda verdict: SEVERITY[verdict.value])  # of equals the first
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
