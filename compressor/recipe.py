@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from compressor.errors import UsageError
 from compressor.sources.consent import refuse_unknown_of_recipe
@@ -86,13 +95,23 @@ class CompressSection(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
+def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """A seed given twice is one network counted twice: intervals over seeds would be too narrow."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("seeds that differ")
+    return seeds
+
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_different)]
+
+
 class CompareSection(Section):
     """Methods side by side on the recipe's network; drop, confidence and recovery are those of `compress`."""
 
     methods: dict[str, str] = Field(description="name -> ours, small_from_scratch, or path/file.py:function?argument=1")
     sizes: tuple[Share, ...] = Field(min_length=1, description="shares that each method is asked to keep")
     measure: Literal["params", "macs"] = "params"
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = Field(default=(0, 1, 2), min_length=1)
     only: dict[str, tuple[Share, ...]] = Field(default={}, description="name -> the sizes that it alone is asked for")
     stop_at: float = Field(default=3.0, gt=0, description="points lost at which a method is asked for no smaller size")
 
@@ -131,7 +150,7 @@ class CapacitySection(Section):
     """A ladder of networks of growing `width`, measured beside its nulls."""
 
     widths: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=2, description="rising values of `width`")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = Field(default=(0, 1, 2), min_length=1)
     settings: dict[str, SettingSection] = Field(default={"base": SettingSection()}, min_length=1)
     train_samples: int | None = Field(default=None, ge=2, description="the first so many training samples")
     test_samples: int | None = Field(default=None, ge=10, description="the first so many test samples; else all")
@@ -162,6 +181,8 @@ class CapacitySection(Section):
     def _rising(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
         if any(second <= first for first, second in itertools.pairwise(widths)):
             raise ValueError("widths that rise")
+        if len({f"{width:g}" for width in widths}) < len(widths):  # their rungs would share one file
+            raise ValueError("widths that differ in their first 6 digits")
         return widths
 
     @field_validator("settings")
