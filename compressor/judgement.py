@@ -16,6 +16,7 @@ from compressor.planning.search import Candidate
 from compressor.records import Verdict
 from compressor.stages import floating
 from compressor.units.dense import given_form
+from compressor.units.grouping import LAYERS
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
@@ -150,9 +151,11 @@ def finished(small: nn.Module, original: nn.Module, device: torch.device | None 
 
 
 def _reset_buffers(small: nn.Module, original: nn.Module) -> None:
+    """Buffers that no cut touched, as they were: counters, caches, averages of what the network was shown. Those of
+    norms and of layers hold what a plan folds into them."""
     given = dict(original.named_buffers())
     for path, module in small.named_modules():
-        if not isinstance(module, nn.modules.batchnorm._NormBase):  # their statistics belong to the plan
+        if not isinstance(module, (nn.modules.batchnorm._NormBase, *LAYERS)):
             for leaf, buffer in module.named_buffers(recurse=False):
                 before = given.get(f"{path}.{leaf}".lstrip("."))
                 if before is not None and before.shape == buffer.shape:
@@ -169,8 +172,9 @@ def verdict_of(before: Outputs, after: Outputs, start: Start) -> Verdict:
         )  # fmt: skip
     metric = "agreement" if before.labels is None else "accuracy"
     return judging.judge(
-        before, after, before.labels, allowed=options.max_drop, confidence=options.confidence, metric=metric
-    )
+        before, after, before.labels, allowed=options.max_drop, confidence=options.confidence, metric=metric,
+        keys=start.data.judge.hashes,
+    )  # fmt: skip
 
 
 def _warn_before(outcome: Outcome, start: Start) -> None:

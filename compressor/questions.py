@@ -28,7 +28,9 @@ def rejudged(
     if score is not None:
         return judge(before, after, allowed=asked.allowed, confidence=asked.confidence, metric=score, keys=keys)
     metric: Any = asked.metric if before.labels is not None else "agreement"
-    return judge(before, after, before.labels, allowed=asked.allowed, confidence=asked.confidence, metric=metric)
+    return judge(
+        before, after, before.labels, allowed=asked.allowed, confidence=asked.confidence, metric=metric, keys=keys
+    )
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
-"""Self-attention of Hugging Face encoders (BERT and its kin, DistilBERT, ALBERT, MPNet, ViT, DeiT) in dense form."""
+"""Self-attention of Hugging Face encoders in dense form: BERT, DistilBERT, ALBERT, MPNet, ViT, CLIP, SigLIP, Whisper,
+wav2vec2, BART and their kin.
+"""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
+from compressor.attention.lines import computes_as
 from compressor.errors import ModelError
 
 LAYERS = {
@@ -17,12 +21,28 @@ LAYERS = {
     "MPNetSelfAttention": ("q", "k", "v", "o", None),
     "AlbertAttention": ("query", "key", "value", "dense", None),
     "Attention": ("q_proj", "k_proj", "v_proj", "o_proj", None),
+    "Attention of CLIP": ("q_proj", "k_proj", "v_proj", "out_proj", None),
 }
 """The class's name or its end -> layers for query, key, value, output; the reader beside it, if there is no output."""
 FAMILIES = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "DistilBert", "ViT", "DeiT", "Dinov2",
             "MPNet", "Albert")  # fmt: skip
 """What stands before that end: classes whose forward is what `HFAttention` does."""
-OTHER_INPUTS = ("past_key_values", "past_key_value", "encoder_hidden_states", "head_mask")
+KIN = {
+    ("bert", "BertSelfAttention"): "SelfAttention",
+    ("layoutlm", "LayoutLMSelfAttention"): "SelfAttention",
+    ("megatron_bert", "MegatronBertSelfAttention"): "SelfAttention",
+    ("yolos", "YolosSelfAttention"): "SelfAttention",
+    ("vit", "ViTAttention"): "Attention",
+    ("clip", "CLIPAttention"): "Attention of CLIP",
+    ("siglip", "SiglipAttention"): "Attention of CLIP",
+    ("wav2vec2", "Wav2Vec2Attention"): "Attention of CLIP",
+    ("whisper", "WhisperAttention"): "Attention of CLIP",
+    ("bart", "BartAttention"): "Attention of CLIP",
+}
+"""Folder and class of transformers -> key of LAYERS: so is every class that computes by the same lines."""
+OTHER_INPUTS = ("past_key_values", "past_key_value", "encoder_hidden_states", "key_value_states", "head_mask")
+HEADS = ("num_attention_heads", "n_heads", "num_heads")
+"""What classes call the number of their heads."""
 
 
 class HFAttention(DenseAttention):
@@ -49,9 +69,8 @@ class HFAttention(DenseAttention):
         kind = type(module)
         if not kind.__module__.startswith("transformers.models."):
             return None
-        family = next((f for f in FAMILIES if kind.__name__ in (f"{f}SelfAttention", f"{f}Attention")), None)
-        end = kind.__name__ if kind.__name__ in LAYERS else kind.__name__.removeprefix(family or "")
-        if family is None or end not in LAYERS:
+        end = _known_as(kind)
+        if end is None:
             return None
         *names, out_name, reader = LAYERS[end]
         parts = [getattr(module, str(name), None) for name in (*names, *([out_name] if out_name else []))]
@@ -62,11 +81,11 @@ class HFAttention(DenseAttention):
         if getattr(module, "is_decoder", False) or getattr(module, "is_causal", False):
             return f"attention heads ({kind.__name__} of a decoder)"
         position = getattr(module, "position_embedding_type", "absolute")
-        heads = getattr(module, "num_attention_heads", getattr(module, "n_heads", None))
+        heads = next((getattr(module, name) for name in HEADS if hasattr(module, name)), None)
         if position != "absolute" or not isinstance(heads, int):
             return f"attention heads ({kind.__name__} with relative positions)"
         like = parts[0].weight  # type: ignore[union-attr]
-        value = float(getattr(module, "scaling", (len(like) / heads) ** -0.5))
+        value = float(getattr(module, "scaling", getattr(module, "scale", (len(like) / heads) ** -0.5)))
         layers = [copied(part) for part in parts]  # type: ignore[arg-type]
         q, k, v = layers[:3]
         out = layers[3] if out_name else None
@@ -105,15 +124,27 @@ class HFAttention(DenseAttention):
                 "self-attention of an encoder, with a mask of 4 dimensions",
                 "use attn_implementation 'sdpa' or 'eager', without cache.",
             )
+        q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
+        if attention_mask is None and others.get("is_causal"):  # the text side of CLIP
+            attention_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         mask = None if attention_mask is None else additive(attention_mask, hidden_states.dtype, keeps=True)
-        parts = self.projected(hidden_states, hidden_states, hidden_states)
-        features, pattern = self.mixed(*parts, position_bias, mask)
+        features, pattern = self.mixed(q, k, v, position_bias, mask)
         if self.norm is not None:
             features = self.norm(hidden_states + F.dropout(features, self.out_dropout, self.training))
         return features, pattern
 
 
+def _known_as(kind: type) -> str | None:
+    """The key of LAYERS for a class of transformers, by its name or its lines; None for one that is not known."""
+    for family in FAMILIES:
+        if kind.__name__ in (f"{family}SelfAttention", f"{family}Attention"):
+            end = kind.__name__ if kind.__name__ in LAYERS else kind.__name__.removeprefix(family)
+            return end if end in LAYERS else None
+    return next((end for (folder, known), end in KIN.items() if computes_as(kind, folder, known)), None)
+
+
 def _dropout(module: Any) -> float:
-    part = getattr(module, "attention_dropout", None)
-    part = part if isinstance(part, nn.Dropout) else getattr(module, "dropout", None)
-    return float(part.p) if isinstance(part, nn.Dropout) else float(getattr(module, "attention_dropout", 0.0))
+    """The share of attention that is dropped in training: a layer's, or a number."""
+    found = [getattr(module, name, None) for name in ("attention_dropout", "dropout")]
+    layer = next((part for part in found if isinstance(part, nn.Dropout)), None)
+    return float(layer.p) if layer is not None else float(next((p for p in found if isinstance(p, float)), 0.0))

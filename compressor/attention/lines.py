@@ -1,4 +1,4 @@
-"""Which decoders of transformers compute attention by lines that are known, and what they call their parts.
+"""Which classes of transformers compute attention by lines that are known, and what decoders call their parts.
 
 transformers repeats the lines of one family's forward in many others (those of Llama in Mistral, Qwen2, Gemma, Granite,
 GLM, ...): a class with the same lines does the same, whatever it is called.
@@ -70,19 +70,21 @@ STYLES = (
 @functools.cache
 def style_of(kind: type) -> Style | None:
     """The one of STYLES by whose lines this class computes; None if there is none."""
+    return next((style for style in STYLES if computes_as(kind, style.folder, style.kind)), None)
+
+
+@functools.cache
+def computes_as(kind: type, folder: str, known: str) -> bool:
+    """Whether an attention class of transformers has the same lines as `known`, in its folder of transformers."""
     place = kind.__module__.split(".")
     if place[:2] != ["transformers", "models"] or not kind.__name__.endswith("Attention"):
-        return None
+        return False
     own = _lines(kind)
-    for style in STYLES:
-        try:
-            code = importlib.import_module(f"transformers.models.{style.folder}.modeling_{style.folder}")
-            known = getattr(code, style.kind)
-        except (ImportError, AttributeError):  # a version without that family
-            continue
-        if own is not None and own == _lines(known):
-            return style
-    return None
+    try:
+        code = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+        return own is not None and own == _lines(getattr(code, known))
+    except (ImportError, AttributeError):  # a version without that family
+        return False
 
 
 @functools.cache

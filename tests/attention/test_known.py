@@ -74,6 +74,69 @@ def mpnet() -> nn.Module:
     return transformers.MPNetForSequenceClassification(config)
 
 
+def layoutlm() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LayoutLMConfig(vocab_size=50, max_position_embeddings=8, num_labels=5, **SIZES)
+    return transformers.LayoutLMForSequenceClassification(config)
+
+
+def clip_images() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=5, **SIZES)
+    return First(transformers.CLIPVisionModelWithProjection(config))
+
+
+def clip_texts() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = transformers.CLIPTextConfig(vocab_size=50, max_position_embeddings=8, projection_dim=5, **ends, **SIZES)
+    return First(transformers.CLIPTextModelWithProjection(config))
+
+
+def siglip() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SiglipVisionConfig(image_size=16, patch_size=8, vision_use_head=False, **SIZES)
+    return First(transformers.SiglipVisionModel(config))
+
+
+def whisper() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    numbers = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = transformers.WhisperConfig(
+        vocab_size=50, num_mel_bins=8, d_model=24, encoder_layers=1, encoder_attention_heads=4, encoder_ffn_dim=40,
+        max_source_positions=6, num_labels=5, **numbers,
+    )  # fmt: skip
+    return transformers.WhisperForAudioClassification(config)
+
+
+def wav2vec2() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Wav2Vec2Config(
+        conv_dim=(8,), conv_stride=(8,), conv_kernel=(8,), num_feat_extract_layers=1, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=4, num_labels=5, classifier_proj_size=12, **SIZES,
+    )  # fmt: skip
+    return transformers.Wav2Vec2ForSequenceClassification(config)
+
+
+class First(nn.Module):
+    """The first output of a network, as a user would wrap it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
+        return self.network(*args, **named)[0]
+
+
+def spectra(count: int) -> Tensor:
+    return torch.randn(count, 8, 12, dtype=torch.float64)
+
+
+def waves(count: int) -> Tensor:
+    return torch.randn(count, 64, dtype=torch.float64)
+
+
 def dinov2() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(image_size=16, patch_size=8, num_labels=5, **SIZES)
@@ -88,6 +151,12 @@ FAMILY: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "albert": (albert, texts),
     "mpnet": (mpnet, texts),
     "dinov2": (dinov2, images),
+    "layoutlm": (layoutlm, texts),
+    "clip_images": (clip_images, images),
+    "clip_texts": (clip_texts, texts),
+    "siglip": (siglip, images),
+    "whisper": (whisper, spectra),
+    "wav2vec2": (wav2vec2, waves),
 }
 
 
