@@ -83,7 +83,7 @@ class Lane:
         if chunk < self.resident:
             return
         for node, value in self.values[chunk].items():
-            if isinstance(value, Tensor) and node in self.of_samples and (chunk, node) not in self._waiting:
+            if isinstance(value, Tensor) and node in self.of_samples:
                 self.values[chunk][node] = in_file(value)
                 self._waiting.add((chunk, node))
 

@@ -3,6 +3,8 @@ covered."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,21 @@ Key = tuple[str, int]
 LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
+UNREACHED = "not reached in eval mode"
+
+
+def closed_recurrent(module: nn.RNNBase) -> str:
+    """Why the units of a recurrent layer that is still torch's own stay."""
+    kind = f"recurrent layer ({type(module).__name__}"
+    if module.proj_size:
+        return f"{kind} with a projection)"
+    return f"{kind}: followed from zero states only, on sequences that are not packed, of at most 1,000 steps)"
+
+
+def _of_recurrent(group: Group, closed: Mapping[str, str]) -> Group:
+    """The group, with the reason of the recurrent layer that it belongs to."""
+    home = next((name for name in (*group.producers, *group.carriers) if name in closed), None)
+    return group if home is None else replace(group, frozen=closed[home])
 
 
 def owner(name: str) -> str:
@@ -47,11 +64,13 @@ def assemble(model: nn.Module, found: Found, program: Program) -> UnitGraph:
         line = number[labels]  # label -1 reads the last entry, which is always -1
         if (line >= 0).any():
             axes.append(Axis(name, axis, found.roles[name, axis], line))
-    groups = _groups(found, members, number, axes, count)
+    closed = {name: closed_recurrent(part) for name, part in model.named_modules() if isinstance(part, nn.RNNBase)}
+    groups = tuple(_of_recurrent(group, closed) for group in _groups(found, members, number, axes, count))
     batch = next((leaf.shape[0] for leaf in program.inputs if isinstance(leaf, torch.Tensor) and leaf.dim()), 1)
     operations = tuple(Operation(owner(p.weight), p.weight, p.macs // batch) for p in found.products)
-    layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, (*LAYERS, nn.RNNBase))]
     uncovered = _uncovered(layers, groups, found, program)
+    uncovered |= {name: why for name, why in closed.items() if uncovered.get(name) != UNREACHED}
     covered = tuple(name for name in layers if name not in uncovered)
     taps = _taps(found, axes)
     placed = _placed(found, groups, number)
@@ -151,5 +170,5 @@ def _uncovered(layers: list[str], groups: tuple[Group, ...], found: Found, progr
     for name in layers:
         if name not in live:
             used = program.calls.get(name, 0) > 0 or name in reasons
-            missing[name] = reasons.get(name, "no units reach it") if used else "not reached in eval mode"
+            missing[name] = reasons.get(name, "no units reach it") if used else UNREACHED
     return missing
