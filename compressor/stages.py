@@ -33,7 +33,7 @@ from compressor.observe import (
 from compressor.planning.allocation import Allocator
 from compressor.planning.paths import Path, find_path
 from compressor.records import Plan
-from compressor.sources.samples import Batch, Samples, batches
+from compressor.sources.samples import Batch, Samples, batches, runs
 from compressor.surgery.bases import basis_taps, in_balanced_bases
 from compressor.surgery.landing import Landing, landings
 from compressor.surgery.lanes import whole_bytes
@@ -287,7 +287,8 @@ class Workshop:
         device = next(self.model.parameters()).device
         while True:
             count, size = equal_chunks(wanted, size)
-            example = next(_batches(self.model, self.calibrate, size))
+            part = self.calibrate.take(range(count * size))
+            example = next(_batches(self.model, part, size))
             program = record(self.model if self.reference is None else self.reference.model, example.inputs)
             need = bytes_per_chunk(program)
             if need <= budget / 4 or size <= 8:
@@ -296,10 +297,9 @@ class Workshop:
         room = budget if self.memory is not None else min(budget, FREE_SHARE * free_of(device))
         self._resident = min(count, int(room // max(need, 1)))
         self.used |= {"refit_samples": count * size, "refit_in_files": (count - self._resident) * size}
-        found = itertools.islice(_batches(self.model, self.calibrate, size), count)
         inputs = [
             batch.inputs if place < self._resident else pytree.tree_map_only(Tensor, in_file, batch.inputs)
-            for place, batch in enumerate(found)
+            for place, batch in enumerate(_batches(self.model, part, size))
         ]
         self._cached = program, inputs
         return self._cached
@@ -344,7 +344,7 @@ def shard(model: nn.Module, samples: Samples, size: int) -> Iterator[Batch]:
     """
     rank, world = processes()
     device, dtype = next(model.parameters()).device, floating(model)
-    for start in range(rank * size, len(samples), world * size):
-        ids = torch.arange(start, min(start + size, len(samples)))
+    for start, stop in itertools.islice(runs(len(samples), size), rank, None, world):
+        ids = torch.arange(start, stop)
         part = next(batches(samples.take(ids), size, device, dtype))
         yield Batch(ids, part.inputs, part.labels)
