@@ -44,6 +44,7 @@ from compressor.stages import (
     working_copy,
 )
 from compressor.units.graph import UnitGraph
+from compressor.units.grouping import UNREACHED
 from compressor.units.sizes import size_of
 from compressor.verify.accuracy import Outputs, fitting_labels, outputs_of
 from compressor.verify.fidelity import fidelity
@@ -141,6 +142,7 @@ def prepare(
         report("units", 0.0)
         work = opened_model(work, data.calibrate)
         graph = find_units(work, data.calibrate, options.seed)
+    warnings += _unreached(graph)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
     if options.rotate is None:
@@ -152,6 +154,18 @@ def prepare(
         )
     about = (options, report, seconds, answers, score, likelihood, made, warnings)
     return Start(model, made.model, made.graph, data, *about)
+
+
+def _unreached(graph: UnitGraph) -> list[str]:
+    """A warning of layers that only training uses: nothing tells which units they read."""
+    names = [name for name, why in graph.uncovered.items() if why == UNREACHED]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [
+        f"`{names[0]}`{more}: not reached in eval mode, so left as they are. Where training mode uses them, they may "
+        "no longer fit what they read; leave them out (auxiliary heads: `aux_logits=False`) before training on."
+    ]
 
 
 def _refuse_targets(part: Samples, probe: Outputs, judged: bool) -> None:
