@@ -7,11 +7,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
+from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
 from compressor.attention.lines import computes_as
 from compressor.errors import ModelError
 
@@ -125,9 +124,7 @@ class HFAttention(DenseAttention):
                 "use attn_implementation 'sdpa' or 'eager', without cache.",
             )
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
-        if attention_mask is None and others.get("is_causal"):  # the text side of CLIP
-            attention_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        mask = None if attention_mask is None else additive(attention_mask, hidden_states.dtype, keeps=True)
+        mask, _ = term_and_hearing(attention_mask, q, k, causal=bool(others.get("is_causal")))  # CLIP's text side
         features, pattern = self.mixed(q, k, v, position_bias, mask)
         if self.norm is not None:
             features = self.norm(hidden_states + F.dropout(features, self.out_dropout, self.training))

@@ -8,7 +8,7 @@ that was never overcome, a token that was never said.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,15 +46,12 @@ def visit_far(
 
 def embedding_tables(program: Program) -> list[str]:
     """Names of the parameters in which rows are looked up."""
-    return sorted(_tables(program))
-
-
-def _tables(program: Program) -> Iterator[str]:
-    for node in program.nodes:
-        if node.op == "call_function" and operation_name(node) in ("embedding", "_embedding_bag"):
-            name = program.state_nodes.get(node.args[0])  # type: ignore[arg-type]
-            if name is not None:
-                yield name
+    looked_up = (
+        program.state_nodes.get(node.args[0])  # type: ignore[arg-type]
+        for node in program.nodes
+        if node.op == "call_function" and operation_name(node) in ("embedding", "_embedding_bag")
+    )
+    return sorted({name for name in looked_up if name is not None})
 
 
 def _shuffled(net: nn.Module, tables: list[str], generator: torch.Generator) -> nn.Module:
@@ -63,7 +60,7 @@ def _shuffled(net: nn.Module, tables: list[str], generator: torch.Generator) -> 
         return net
     made = copy.deepcopy(net)
     with torch.no_grad():
-        for name in set(tables):
+        for name in tables:
             table = made.get_parameter(name)
             table.copy_(table[torch.randperm(len(table), generator=generator).to(table.device)])
     return made
