@@ -65,7 +65,7 @@ def _lossy(start: Start) -> Outcome:
     """Build the size that was asked for, or those that the search tries, and judge them."""
     options = start.options
     measure = options.keep[0] if options.keep else "params"
-    bench = open_bench(start, measure, LIMIT if options.keep is None else 1)
+    bench = open_bench(start, measure, LIMIT if options.keep is None else 1, options.keep and options.keep[1])
     if options.keep is not None:
         candidate, bench.outcome.latency = bench.made(options.keep[1])
         candidates = [candidate]

@@ -19,9 +19,20 @@ from compressor.algebra.subspace import Reader, positive, shared_basis
 from compressor.observe import Likelihood, Statistics, from_first, half, observe
 from compressor.records import Plan
 from compressor.sources.samples import Samples
-from compressor.stages import Report, Workshop, batch_size, find_units, first_inputs, in_bases, on_cpu, shard
+from compressor.stages import (
+    Report,
+    Workshop,
+    batch_size,
+    find_units,
+    first_inputs,
+    home_of,
+    in_bases,
+    on_cpu,
+    shard,
+)
 from compressor.surgery.refit import Reference
 from compressor.surgery.rotate import folded, refusal, turned, writing
+from compressor.units import fetched
 from compressor.units.graph import Tap, UnitGraph
 from compressor.units.sizes import size_of
 from compressor.units.streams import Stream, find_streams
@@ -49,7 +60,7 @@ class Rotation:
 
 def rotate(
     work: nn.Module, graph: UnitGraph, samples: Samples, share: float, block: Callable[[], int], seed: int,
-    likelihood: Likelihood, report: Report, memory: float | None = None,
+    likelihood: Likelihood, report: Report, memory: float | None = None, room: float = math.inf,
 ) -> Rotation:  # fmt: skip
     """Streams of `work` (on its device, attention in dense form; `graph` are its units) cut to `share` of their width.
 
@@ -70,8 +81,9 @@ def rotate(
     told["refused"] |= {s.name: f"{s.width} features are no more than a block" for s in usable if s not in narrow}
     if not narrow:
         return Rotation(work, graph, work, size, None, told)
-    before = in_bases(work, graph, samples, seed, likelihood, memory)
+    before = in_bases(work, graph, samples, seed, likelihood, memory, room)
     plain = folded(before, narrow).requires_grad_(True)
+    fetched.place(plain, home_of(work), room)
     seen = _measured(plain, graph, narrow, samples, seed, likelihood, report, memory)
     made, turns = plain, {}
     for stream in narrow:
@@ -80,6 +92,7 @@ def rotate(
         basis = from_first(lambda s=stream, r=readers, k=width - centred: shared_basis(r, s.width, k, s.centred).cpu())
         made = turned(made, stream, basis, width)
         turns |= {layer: writing(basis, width, centred) for layer in stream.layers}
+        fetched.place(made, home_of(work), room)
         told["streams"].append(_told(stream, width, basis, readers, seen))
     reference = Reference(plain, turns)
     shop = Workshop.open(made, find_units(made, samples, seed), samples, seed, likelihood, memory, reference)

@@ -41,6 +41,7 @@ from compressor.surgery.operate import operate
 from compressor.surgery.refit import Reference, Refit, bytes_per_chunk
 from compressor.units.check import certify, checked
 from compressor.units.dense import Probe, in_dense_form
+from compressor.units.fetched import fetched_bytes, place
 from compressor.units.graph import UnitGraph, clusters
 from compressor.units.heads import attentions
 from compressor.units.modes import floating
@@ -79,12 +80,14 @@ def pick_device(name: str) -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy in eval mode on the device; half precision becomes float32; every parameter takes gradients."""
-    work = copied(model).to(device)
+def working_copy(model: nn.Module, device: torch.device, room: float = math.inf) -> nn.Module:
+    """A copy in eval mode that computes on the device, with at most `room` bytes of its weights there; half precision
+    becomes float32; every parameter takes gradients."""
+    work = copied(model)
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in work.parameters()):
         work = work.float()
-    return work.requires_grad_(True)
+    place(work.requires_grad_(True), device, room)
+    return work
 
 
 def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
@@ -93,15 +96,17 @@ def find_units(model: nn.Module, samples: Samples, seed: int) -> UnitGraph:
     return checked(here, trace(here, inputs), inputs, seed)
 
 
-def opened_model(model: nn.Module, samples: Samples) -> nn.Module:
+def opened_model(model: nn.Module, samples: Samples, room: float = math.inf) -> nn.Module:
     """The model with its attention and recurrent layers as linear ones (itself where it has none), proven on the first
-    samples."""
-    return in_dense_form(model, first_inputs(model, samples))
+    samples; at most `room` bytes of its weights are on its device."""
+    made = in_dense_form(model, first_inputs(model, samples))
+    place(made, home_of(model), room)
+    return made
 
 
 def in_bases(
     model: nn.Module, graph: UnitGraph, samples: Samples, seed: int, likelihood: Likelihood = CLASSES,
-    memory: float | None = None,
+    memory: float | None = None, room: float = math.inf,
 ) -> nn.Module:  # fmt: skip
     """The model with its attention in bases where single dimensions can go (itself where it has none).
 
@@ -117,7 +122,15 @@ def in_bases(
         budget_bytes=half(memory),
     )  # fmt: skip
     turned, probe = in_balanced_bases(model, seen), Probe(model, first_inputs(model, samples))
-    return model if probe.changed(turned) else turned
+    if probe.changed(turned):
+        return model
+    place(turned, home_of(model), room)
+    return turned
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """The device that a network computes on."""
+    return next(model.parameters()).device
 
 
 def on_cpu(model: nn.Module) -> nn.Module:
@@ -180,7 +193,7 @@ class Workshop:
     @property
     def budget(self) -> float:
         """Bytes that activations may take; the same on this machine whatever else runs on it."""
-        device = next(self.model.parameters()).device
+        device = home_of(self.model)
         return half(self.memory) or MEMORY_SHARE * memory_of(device)
 
     def measure(self, report: Report = silent) -> None:
@@ -188,7 +201,7 @@ class Workshop:
 
         Under `torchrun` each process reads its share of the data, and all end with the same statistics.
         """
-        held = least(self.budget, next(self.model.parameters()).device) // max(self.bytes_per_sample, 1.0)
+        held = least(self.budget, home_of(self.model)) // max(self.bytes_per_sample, 1.0)
         size = max(1, int(min(batch_size(self.calibrate), held)))
         while True:
             done = [0]
@@ -210,6 +223,7 @@ class Workshop:
                 )
                 self.used |= {"allowed": self.memory, "passes": self.statistics.passes, "batch": size}
                 self.used |= {"activations_in_files": self.statistics.in_files}
+                self.used |= {"weights_fetched": fetched_bytes(self.model)}
                 return
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or size == 1:
@@ -284,7 +298,7 @@ class Workshop:
             return self._cached
         wanted = min(len(self.calibrate), self._samples_needed())
         size, budget = min(batch_size(self.calibrate), wanted), self.budget
-        device = next(self.model.parameters()).device
+        device = home_of(self.model)
         while True:
             count, size = equal_chunks(wanted, size)
             part = self.calibrate.take(range(count * size))
@@ -334,7 +348,7 @@ def batch_size(samples: Samples) -> int:
 
 
 def _batches(model: nn.Module, samples: Samples, size: int) -> Iterator[Any]:
-    return batches(samples, size, next(model.parameters()).device, floating(model))
+    return batches(samples, size, home_of(model), floating(model))
 
 
 def shard(model: nn.Module, samples: Samples, size: int) -> Iterator[Batch]:
@@ -343,7 +357,7 @@ def shard(model: nn.Module, samples: Samples, size: int) -> Iterator[Batch]:
     Batches stay as they are for one process, so that n processes sum up the same numbers.
     """
     rank, world = processes()
-    device, dtype = next(model.parameters()).device, floating(model)
+    device, dtype = home_of(model), floating(model)
     for start, stop in itertools.islice(runs(len(samples), size), rank, None, world):
         ids = torch.arange(start, stop)
         part = next(batches(samples.take(ids), size, device, dtype))

@@ -5,6 +5,7 @@ One candidate, a search and a whole frontier are built on the same bench.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,7 +22,7 @@ from compressor.findings.removable import predicted_losses
 from compressor.findings.summary import findings
 from compressor.findings.thresholds import Thresholds
 from compressor.findings.together import measured_limit
-from compressor.observe import CLASSES, Classes, Likelihood, from_first, likelihood_of
+from compressor.observe import CLASSES, Classes, Likelihood, from_first, likelihood_of, room_for_weights
 from compressor.options import Options
 from compressor.outcome import Outcome, untouched
 from compressor.planning.allocation import Allocator
@@ -53,6 +54,8 @@ from compressor.verify.repeatable import batch_warning, refuse_chance
 from compressor.verify.scores import Score
 
 Answers = Callable[[Any], Any]
+NETWORKS = 2
+"""Networks whose weights are on the device at a time: the original and a candidate, besides what turned ones follow."""
 REBUILT = 1e-3
 """Largest difference of a rebuilt network from its file, relative to the outputs' spread."""
 
@@ -80,6 +83,8 @@ class Start:
     """What was done to `work` before its units were found, where that was asked for."""
     warnings: list[str] = field(default_factory=list)
     """About the network, whatever is made of it."""
+    room: float = math.inf
+    """Bytes of weights of one network that may be on the device; the others are fetched from the host's memory."""
 
     @property
     def frozen(self) -> bool:
@@ -122,7 +127,9 @@ def prepare(
     seconds: dict[str, float] = {}
     refuse_form(model)
     refuse_infinite_weights(model, "model")
-    work = working_copy(model, pick_device(options.device))
+    device = pick_device(options.device)
+    room = room_for_weights(device, options.memory, NETWORKS if options.rotate is None else NETWORKS + 1)
+    work = working_copy(model, device, room)
     with timed(seconds, "check"):
         report("check", 0.0)
         first = some(data.calibrate, 64)
@@ -140,19 +147,20 @@ def prepare(
         refuse_overlap(data.judge, {"calibrate": data.calibrate, "tune": data.tune, **extra})
     with timed(seconds, "units"):
         report("units", 0.0)
-        work = opened_model(work, data.calibrate)
+        work = opened_model(work, data.calibrate, room)
         graph = find_units(work, data.calibrate, options.seed)
     warnings += _unreached(graph)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")
     if options.rotate is None:
-        return Start(model, work, graph, data, options, report, seconds, answers, score, likelihood, warnings=warnings)
+        about = (options, report, seconds, answers, score, likelihood, None, warnings, room)
+        return Start(model, work, graph, data, *about)
     with timed(seconds, "rotate"):
         block = lambda: measured_block(seed=options.seed).block if options.align == "auto" else options.align  # noqa: E731
         made = rotate(
-            work, graph, data.calibrate, options.rotate, block, options.seed, likelihood, report, options.memory
+            work, graph, data.calibrate, options.rotate, block, options.seed, likelihood, report, options.memory, room
         )
-    about = (options, report, seconds, answers, score, likelihood, made, warnings)
+    about = (options, report, seconds, answers, score, likelihood, made, warnings, room)
     return Start(model, made.model, made.graph, data, *about)
 
 
@@ -274,12 +282,13 @@ class Bench:
         return self.allocator.smallest(self.measure) / self.allocator.whole(self.measure)
 
 
-def open_bench(start: Start, measure: str, candidates: int) -> Bench:
-    """Statistics, findings, paths and alignment, for so many candidates whose size is told by `measure`."""
+def open_bench(start: Start, measure: str, candidates: int, least: float | None = None) -> Bench:
+    """Statistics, findings, paths and alignment, for so many candidates whose size is told by `measure`; the smallest
+    of them shall keep `least` of it, where that is known."""
     if not start.turned:  # else that was done before
         with timed(start.seconds, "bases"):
             options = start.options
-            given = (start.graph, start.data.calibrate, options.seed, start.likelihood, options.memory)
+            given = (start.graph, start.data.calibrate, options.seed, start.likelihood, options.memory, start.room)
             start = replace(start, work=in_bases(start.work, *given))
     shop, outcome = explained(start)
     clock = None
@@ -297,11 +306,27 @@ def open_bench(start: Start, measure: str, candidates: int) -> Bench:
         block, outcome.align = _block(start.options, clock)
     original = start.rotation.size if start.rotation is not None and start.turned else {}
     allocator = Allocator(start.graph, paths, shop.sizes, block, original)
+    if start.options.align == "auto":
+        allocator = _reaching(allocator, measure, least)
+        if allocator.block < block:
+            why = f"nothing as small as asked can be had in blocks of {block}, which save time here"
+            outcome.align |= {"block": allocator.block, "why": why}
     tune = start.data.tune
     before = outputs_of(start.before, tune)
     recoverer = _recoverer(start, shop, candidates)
     builder = Builder(shop, allocator, measure, tune, before, start.seconds, start.report, recoverer, start.score)
     return Bench(start, shop, outcome, measure, paths, allocator, before, builder, clock)
+
+
+def _reaching(allocator: Allocator, measure: str, least: float | None) -> Allocator:
+    """With the largest block, of this one and its halves, in which a share of `least` can be had (any cut, if not
+    said); as it is where no block helps."""
+    whole, found = allocator.whole(measure), allocator
+    while found.smallest(measure) > whole * (1 - 1e-9 if least is None else least):
+        if found.block <= 1:
+            return allocator
+        found = replace(found, block=found.block // 2)
+    return found
 
 
 def _recoverer(start: Start, shop: Workshop, candidates: int) -> Recoverer | None:

@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 import compressor
 from compressor.api import Result
 from compressor.errors import DataError, ModelError, SourceError, UsageError
+from compressor.export.block import Block
 from compressor.report.record import read_record
 
 
@@ -63,6 +64,20 @@ def test_saving_twice_says_things_once(result: Result, tmp_path: Path) -> None:
     assert not (tmp_path / "one" / "model.onnx").exists()
     written = read_record(tmp_path / "one" / "record.json").model_dump(mode="json")
     assert written["files"] == result.record["files"]
+
+
+@pytest.mark.parametrize(("keep", "block"), [("params=0.6", 8), ("params=0.3", 4), (None, 8)])
+def test_blocks_that_save_time_do_not_stand_in_the_way_of_a_size(
+    monkeypatch: pytest.MonkeyPatch, keep: str | None, block: int
+) -> None:
+    measured = Block(16, {}, {}, 1, 0, 0.0)
+    monkeypatch.setattr("compressor.workbench.measured_block", lambda *_, **__: measured)
+    asked = compressor.compress(network(), inputs(), keep=keep, max_drop=50)
+    assert asked.record["align"]["block"] == block
+    assert "blocks of 16" in asked.record["align"]["why"]
+    whole, small = (asked.record[name]["params"] for name in ("original", "compressed"))
+    assert small < whole
+    assert keep is None or small <= float(keep.partition("=")[2]) * whole
 
 
 def test_a_place_that_cannot_be(result: Result, tmp_path: Path) -> None:

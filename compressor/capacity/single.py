@@ -28,6 +28,7 @@ from compressor.capacity.measures import (
 from compressor.capacity.measures.critical import R2, TIMES_NULL
 from compressor.capacity.nulls import permuted, sample_ratio, untrained, white_noise
 from compressor.errors import CompressorError, ModelError
+from compressor.observe import room_for_weights
 from compressor.options import Options
 from compressor.outcome import Outcome
 from compressor.sources.samples import Samples
@@ -59,7 +60,9 @@ def measured_layers(
 def layers_of_one(outcome: Outcome, data: Data, options: Options, report: Report = silent) -> dict[str, Any]:
     """`measured_layers` of an analysed network on its calibration samples, and the seconds that took."""
     started = time.perf_counter()
-    work = opened_model(working_copy(outcome.model, pick_device(options.device)), data.calibrate)
+    device = pick_device(options.device)
+    room = room_for_weights(device, options.memory)
+    work = opened_model(working_copy(outcome.model, device, room), data.calibrate, room)
     found = measured_layers(work, outcome.graph, data.calibrate, options.seed, report)
     seconds = {**outcome.seconds, "layers": round(time.perf_counter() - started, 3)}
     return {**found, "seconds": seconds}

@@ -60,7 +60,8 @@ def trace(
     start = prepare(model, data, options, report, answers, score)
     if start.frozen:
         raise ModelError("model", "every group is frozen", "units that may go", "see `compressor inspect`.")
-    bench = open_bench(start, sizes.measure, len(sizes.shares or range(sizes.points)))
+    least = min(sizes.shares) if sizes.shares else None
+    bench = open_bench(start, sizes.measure, len(sizes.shares or range(sizes.points)), least)
     candidates, said = _built(bench, sizes)
     certified(bench, candidates)
     outcomes = _judged(bench, candidates, said)

@@ -9,7 +9,16 @@ from compressor.observe.likelihood import (
     likelihood_of,
     sampled_log_likelihood,
 )
-from compressor.observe.memory import FREE_SHARE, MEMORY_SHARE, empty_in_file, free_of, half, in_file, memory_of
+from compressor.observe.memory import (
+    FREE_SHARE,
+    MEMORY_SHARE,
+    empty_in_file,
+    free_of,
+    half,
+    in_file,
+    memory_of,
+    room_for_weights,
+)
 from compressor.observe.passes import observe
 from compressor.observe.processes import from_first, in_step, in_turn, least, meet, only_first, processes, told
 from compressor.observe.readers import ROWS_PER_REGRESSOR, Geometry, TapReader, blocks_of, takes_constant
@@ -44,6 +53,7 @@ __all__ = [
     "observe",
     "only_first",
     "processes",
+    "room_for_weights",
     "sampled_log_likelihood",
     "takes_constant",
     "told",

@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from compressor.errors import CompressorError
 from compressor.observe.processes import processes
+from compressor.units.fetched import Fetched
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells what a container may use."""
@@ -39,6 +40,13 @@ def free_of(device: torch.device) -> float:
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text(MEMINFO), re.MULTILINE)
     free = 1024.0 * int(found[1]) if found else float("inf")
     return min(free / _neighbours(), memory_of(device))
+
+
+def room_for_weights(device: torch.device, allowed: float | None, networks: int = 2) -> float:
+    """Bytes that the weights of one of `networks` may take on an accelerator: their share of what sums and activations
+    leave of the memory that is free now."""
+    free = free_of(device)
+    return max(0.0, free - (FREE_SHARE * free if allowed is None else allowed)) / networks
 
 
 def half(allowed: float | None) -> float | None:
@@ -83,17 +91,19 @@ class Overflow:
     def __init__(self, model: nn.Module, budget: float) -> None:
         self.budget = budget
         self.held = self.in_files = 0
-        self._own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+        state = [tensor for tensor in (*model.parameters(), *model.buffers()) if not isinstance(tensor, Fetched)]
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in state}
 
     def put(self, tensor: Tensor) -> tuple[Tensor, int, torch.device]:
         """The tensor, or its copy in a file; its version, because autograd looks at that of its own tensors only."""
         size = tensor.numel() * tensor.itemsize
-        own = tensor.untyped_storage().data_ptr() in self._own
+        own = isinstance(tensor, Fetched) or tensor.untyped_storage().data_ptr() in self._own
         if own or self.held + size <= self.budget:
             self.held += 0 if own else size
-            return tensor, tensor._version, tensor.device
+            # with its history, an operation's own output would keep the operation alive, and with it all before it
+            return tensor.detach(), tensor._version, tensor.device
         self.in_files += size
-        stored = in_file(tensor)
+        stored = in_file(tensor.detach())
         return stored, stored._version, tensor.device
 
     def get(self, kept: tuple[Tensor, int, torch.device]) -> Tensor:

@@ -208,12 +208,14 @@ class DataPart(Part):
 
 class Memory(Part):
     """What the memory meant: bytes that were allowed, readings of the data for the statistics, samples in a batch of
-    them, bytes of its activations that waited in files, samples of the refit, and how many of those waited in files."""
+    them, bytes of its activations that waited in files, bytes of the network's weights that did not fit on its device
+    and were fetched for each operation, samples of the refit, and how many of those waited in files."""
 
     allowed: float | None = None
     passes: Count
     batch: Count
     activations_in_files: Count = 0
+    weights_fetched: Count = 0
     refit_samples: Count = 0
     refit_in_files: Count = 0
 

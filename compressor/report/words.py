@@ -224,13 +224,17 @@ def recovery_sentence(record: Record) -> str | None:
 def memory_sentence(record: Record) -> str | None:
     """What did not fit in memory at once, None where everything did."""
     found = record.memory
-    if found is None or not (found.passes > 1 or found.refit_in_files or found.activations_in_files):
+    if found is None or not (
+        found.passes > 1 or found.refit_in_files or found.activations_in_files or found.weights_fetched
+    ):
         return None
     times = "one reading" if found.passes == 1 else f"{found.passes} readings"
     said = "Memory" if found.allowed is None else f"Memory of {file_size(found.allowed)}"
     said += f": statistics in {times} of the data"
     if found.activations_in_files:
         said += f", {file_size(found.activations_in_files)} of a batch's activations in files"
+    if found.weights_fetched:
+        said += f"; {file_size(found.weights_fetched)} of weights lay beside the device, fetched for each operation"
     if found.refit_in_files:
         said += f"; {found.refit_in_files:,} of the refit's {found.refit_samples:,} samples waited in files"
     return said

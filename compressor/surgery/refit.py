@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from compressor.algebra.patches import output_rows, sampled_positions
 from compressor.algebra.ridge import PairedSums
@@ -81,8 +82,10 @@ class Refit:
         self.mask: np.ndarray = keep_mask(graph, kept)
         self.rows = kept_outputs(graph, self.mask)
         self.taps = {tap.module: tap for tap in merged_taps(graph)}
-        self.left = Lane.start(original, program or record(original, chunks[0]), chunks, resident)
-        self.right = Lane.start(small, record(small, chunks[0]), chunks, resident)
+        home = next(original.parameters()).device
+        example = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(home), chunks[0])  # it may wait in a file
+        self.left = Lane.start(original, program or record(original, example), chunks, resident)
+        self.right = Lane.start(small, record(small, example), chunks, resident)
         if len(self.left.program.nodes) != len(self.right.program.nodes):
             raise RuntimeError("the compressed network runs other operations than the original")
         self.twin = dict(zip(self.left.program.nodes, self.right.program.nodes, strict=True))

@@ -22,6 +22,7 @@ from compressor.sources.trees import map_leaves
 from compressor.training.augment import augmented, mixed, mixing
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
 from compressor.training.together import Team
+from compressor.units.fetched import gradients_beside
 from compressor.units.modes import evaluating
 from compressor.units.outputs import as_answered, judged_part
 
@@ -118,6 +119,7 @@ def train(
         raise DataError(samples.name, "no labels", "labels to train with", "give a dataset of (input, label).")
     device = torch.device(device)
     learner = copy.deepcopy(model).to(device).train()
+    gradients_beside(learner)
     channels_last = _prefers_channels_last(learner)
     if channels_last:
         learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -23,6 +23,7 @@ from compressor.sources.samples import Batch, Samples, batches
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, Progress, TrainingReport, TrainOptions, forward, steps_per_epoch, train
 from compressor.training.together import Team
+from compressor.units.fetched import place, room_of
 from compressor.units.outputs import judged_part
 
 TEMPERATURE = 2.0
@@ -107,7 +108,8 @@ def recover(
         before=report.checks[0][1], after=after, best_step=best_step, checks=report.checks,
         seconds=round(time.perf_counter() - started, 2), stopped=report.stopped,
     )  # fmt: skip
-    return learner.to(home), made
+    place(learner, home, room_of(small))
+    return learner, made
 
 
 def _trained(

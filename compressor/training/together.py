@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from compressor.observe.processes import connected, meet, processes
+from compressor.units.fetched import there
 
 
 class Team:
@@ -50,7 +51,7 @@ class Team:
             meet()
             for tensor in model.state_dict().values():
                 if tensor.is_floating_point():
-                    same = tensor.detach().contiguous()
+                    same = there(tensor.detach()).contiguous()
                     with connected():
                         distributed.broadcast(same, 0)
                     tensor.detach().copy_(same)

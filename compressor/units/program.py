@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call, functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -26,6 +26,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from compressor.errors import CompressorError, ModelError
+from compressor.units.fetched import Fetched, there
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Any, twice: bo
             _error_on_data_dependent_ops=mode == "fake",
         )
 
-    arguments = [state[n] for n in names], flat
+    arguments = _traceable([state[n] for n in names], mode), flat
     with torch.random.fork_rng(devices=[]), torch.no_grad(), quiet(), unfused(), counted_calls(model) as calls:
         traced = recorder(forward)(*arguments) if twice else recorder(functionalize(forward))(*arguments)
         calls = dict(calls)
@@ -280,6 +281,17 @@ def _recorded(model: nn.Module, flat: list[Any], spec: Any, mode: Any, twice: bo
         calls=calls,
         inputs=tuple(flat),
     )
+
+
+def _traceable(state: list[Tensor], mode: str) -> list[Tensor]:
+    """Fetched weights as tensors of the device they compute on: of their shapes alone, or with their numbers."""
+    if mode == "real":
+        return [there(tensor) for tensor in state]
+    if not any(isinstance(tensor, Fetched) for tensor in state):
+        return state
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        like = lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)  # noqa: E731
+        return [like(tensor) if isinstance(tensor, Fetched) else tensor for tensor in state]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 import tempfile
 import traceback
@@ -17,8 +18,13 @@ import torch
 from torch import Tensor, nn
 
 import compressor
+from compressor.observe import memory
+from compressor.units.fetched import fetched_bytes, gradients_beside, place
 
 COUNT = 160
+WIDTH, BLOCKS = 128, 16
+ROOM = 2_300_000
+"""Bytes that are free on the device, of a run that needs several times as much for weights alone."""
 SAVED = "params=0.7"
 """Runs that ask for this size are saved, with their ONNX files."""
 
@@ -59,6 +65,23 @@ class Maps(nn.Module):
         return self.last(torch.relu(self.up(x)))
 
 
+class Deep(nn.Module):
+    """Many layers, whose weights are most of what a run needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(40, WIDTH), nn.Linear(WIDTH, 5)
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(BLOCKS))
+        self.wide = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(BLOCKS))
+        self.back = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(BLOCKS))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids).mean(1)
+        for norm, wide, back in zip(self.norms, self.wide, self.back, strict=True):
+            x = x + back(torch.relu(wide(norm(x))))
+        return self.head(x)
+
+
 def closeness(outputs: Tensor, targets: Tensor) -> Tensor:
     """A score for numbers."""
     return 1 / (1 + (outputs.squeeze(1) - targets.float()).abs())
@@ -93,9 +116,9 @@ def cases() -> dict[str, tuple[nn.Module, Any, dict[str, Any]]]:
     }
 
 
-def ran(network: nn.Module, given: Any, asked: dict[str, Any], device: str) -> dict[str, Any]:
-    """One run: on an accelerator the network is given there, too."""
-    home = "cpu" if asked.get("exact") else device
+def ran(network: nn.Module, given: Any, asked: dict[str, Any], device: str, home: str | None = None) -> dict[str, Any]:
+    """One run: on an accelerator the network is given there, too, if not said."""
+    home = home or ("cpu" if asked.get("exact") else device)
     result = compressor.compress(
         copy.deepcopy(network).to(home), calibrate=given, device=device, align=1, max_drop=asked.pop("max_drop", 99.0),
         **asked,
@@ -109,13 +132,53 @@ def ran(network: nn.Module, given: Any, asked: dict[str, Any], device: str) -> d
         "verdict": None if answer is None else answer.value,
         "worked on": result.record["device"],
         "home": next(result.model.parameters()).device.type,
+        "fetched": (result.record["memory"] or {}).get("weights_fetched", 0),
+        "kinds": sorted({type(weight).__name__ for weight in result.model.parameters()}),
     }
+
+
+def fetched(network: nn.Module, inputs: Tensor) -> dict[str, Any]:
+    """Training steps with weights that are fetched, and the most that the device held; then the same with all there."""
+    found: dict[str, Any] = {}
+    weights = []
+    for room in (ROOM / 10, math.inf):
+        made = copy.deepcopy(network)
+        place(made, torch.device(loading.NAME), room)
+        gradients_beside(made)
+        optimizer = torch.optim.AdamW(made.parameters(), 1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            made(inputs.to(loading.NAME)).square().mean().backward()
+            optimizer.step()
+        found |= {f"fetched with {room}": fetched_bytes(made)}
+        copied = copy.deepcopy(made)
+        found |= {f"copied with {room}": fetched_bytes(copied)}
+        weights.append([weight.detach() for weight in copied.double().cpu().parameters()])
+        found |= {f"home with {room}": sorted({f"{w.device}, {type(w).__name__}" for w in weights[-1]})}
+    found["apart"] = max(float((one - other).abs().max()) for one, other in zip(*weights, strict=True))
+    return found
+
+
+def larger_than_the_device(library: Any) -> dict[str, Any]:
+    """A network in a whole run, on a device that has room for a part of it."""
+    torch.manual_seed(0)
+    network = Deep().eval()
+    given = data(network, torch.randint(0, 40, (COUNT, 9)))
+    asked = {"keep": "params=0.7", "recover": "4st", "memory": "2MB"}
+    found = {"bytes": sum(4 * weight.numel() for weight in network.parameters()), "free": ROOM}
+    plain = memory.free_of
+    for name, device, free in (("cpu", "cpu", plain), ("device", loading.NAME, lambda _device: float(ROOM))):
+        library.forget_most()
+        memory.free_of = free
+        found[name] = ran(network, given, dict(asked), device, "cpu") | {"most bytes": library.most_bytes()}
+    memory.free_of = plain
+    return found | {"steps": fetched(network, given[0])}
 
 
 def main(library: str, report: str) -> None:
     torch.set_num_threads(1)
-    loading.register(Path(library))
-    found: dict[str, Any] = {}
+    device = loading.register(Path(library))
+    found: dict[str, Any] = {"larger": larger_than_the_device(device)}
     for name, (network, given, asked) in cases().items():
         found[name] = {}
         for device in ("cpu", loading.NAME):

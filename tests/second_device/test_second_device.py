@@ -37,7 +37,26 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_device_refuses_a_mix(found: dict[str, Any]) -> None:
     assert "same device" in found["a mix"]
-    assert set(found) == {*CASES, "a mix"}
+    assert set(found) == {*CASES, "a mix", "larger"}
+
+
+def test_a_network_that_is_larger_than_the_device(found: dict[str, Any]) -> None:
+    about = found["larger"]
+    cpu, device = about["cpu"], about["device"]
+    assert (device["size"], device["verdict"]) == (cpu["size"], cpu["verdict"])
+    assert device["kinds"] == ["Parameter"]
+    assert cpu["fetched"] == 0
+    assert device["fetched"] > 0.8 * about["bytes"]
+    assert device["most bytes"] < 1.3 * about["free"] < 1.5 * about["bytes"]  # the two networks are 1.7 times that
+
+
+def test_fetched_weights_learn_as_others_do(found: dict[str, Any]) -> None:
+    about = found["larger"]["steps"]
+    assert about["fetched with inf"] == about["copied with inf"] == 0
+    (part,) = {about[name] for name in about if name.startswith(("fetched with 2", "copied with 2"))}
+    assert part > 0.6 * found["larger"]["bytes"]
+    assert all(about[name] == ["cpu, Tensor"] for name in about if name.startswith("home"))
+    assert about["apart"] < 1e-6
 
 
 @pytest.mark.parametrize("name", CASES)
