@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,13 @@ def test_a_container_and_what_is_free_count(tmp_path: Path, monkeypatch: pytest.
     assert memory_of(CPU) == whole
     (tmp_path / "memory.max").write_text("512000\n")
     assert memory_of(CPU) == free_of(CPU) == 512e3
+
+
+@pytest.mark.parametrize("budget", [0.0, 1e9])
+def test_what_nobody_asks_a_gradient_of_is_let_go(budget: float) -> None:
+    layer = nn.Linear(4, 4)
+    with memory.overflowing(layer, budget):
+        out = torch.exp(layer(torch.ones(2, 4)))  # keeps its own output for the way back
+    known = weakref.ref(out)
+    del out
+    assert known() is None
