@@ -175,9 +175,10 @@ def _feeds(models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
     """The same inputs for every file, under its own names for them."""
     if inputs is not None:
         return [model.feed(inputs) for model in models]
-    first = models[0].signature
+    length = next((model.length for model in models if model.length), None)
+    first = [_sized(entry, length) for entry in models[0].signature]
     for model in models[1:]:
-        if [entry[1:] for entry in model.signature] != [entry[1:] for entry in first]:
+        if [_sized(entry, length)[1:] for entry in model.signature] != [entry[1:] for entry in first]:
             raise UsageError(
                 f"comparing '{models[0].path}' with '{model.path}'",
                 f"inputs {_said(model)}",
@@ -205,6 +206,16 @@ def _feeds(models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
         value = generator.standard_normal(size) if floats else generator.integers(0, 2, size)
         values.append(value.astype(TYPES[kind]))
     return [dict(zip(model.inputs, values, strict=True)) for model in models]
+
+
+def _sized(
+    entry: tuple[str, str, tuple[int | str | None, ...]], length: int | None
+) -> tuple[str, str, tuple[int | str | None, ...]]:
+    """An input's name, kind and shape, an open number of tokens being `length` where that is known."""
+    name, kind, shape = entry
+    if len(shape) == 2 and not isinstance(shape[0], int) and not isinstance(shape[1], int):
+        return name, kind, ("batch", length or "length")
+    return name, kind, shape
 
 
 def _said(model: OnnxModel) -> str:

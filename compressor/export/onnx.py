@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.export.files import move, scratch_folder
 from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
+from compressor.export.lengths import cut_short, free_axes, note_length, tokens_of
 from compressor.export.parity import Parity, bare_copy, count_hooks, parity, run, whole_copy
 from compressor.export.session import OnnxModel
 from compressor.units.outputs import named_outputs
@@ -82,7 +83,8 @@ class OnnxReport:
 def export_onnx(
     model: nn.Module, example_inputs: Inputs, path: str | Path, opset: int | None = None, threads: int = 1
 ) -> OnnxReport:
-    """Write `model` as ONNX in float32 with a dynamic batch, compared with it at several batch sizes.
+    """Write `model` as ONNX in float32 with a dynamic batch, compared with it at several batch sizes. Of tokens any
+    number is taken where the network does so, compared at half of them as well.
 
     `example_inputs` are real inputs, as many as should be compared (at most 64 are). The file appears whole
     or not at all, and the model is left as it is. Raises ModelError if neither exporter makes a file that is
@@ -94,30 +96,63 @@ def export_onnx(
     twin, notes = _exported_copy(model, example)
     network, outputs = _flat(twin, example)
     with scratch_folder(path.parent) as scratch:
-        for exporter in ("dynamo", "torchscript"):
-            draft = scratch / exporter / path.name
+        for way in _ways(network, example):
+            draft = scratch / str(len(notes)) / path.name
             draft.parent.mkdir()
             try:
-                _export(exporter, network, example, names, outputs, draft, opset)
-                _check(draft)
-                found = parity(draft, model, example_inputs, threads)
-                if found.signal and not found.holds:
-                    raise ModelError(
-                        f"the file of the {exporter} exporter",
-                        f"a relative error of {found.relative_error:.2g}",
-                        "the same outputs as the network's",
-                        "report this; the network itself is fine.",
-                    )
-            except Exception as error:  # noqa: BLE001 (exporters raise anything; both reasons are told)
-                notes.append(f"{exporter}: {_short(error)}")
+                _export(way, network, example, names, outputs, draft, opset)
+                found = _compared(way, draft, model, example_inputs, threads)
+            except Exception as error:  # noqa: BLE001 (exporters raise anything; all reasons are told)
+                what = f"inputs of {tokens_of(example)} tokens only" if way.open_length else way.exporter
+                notes.append(f"{what}: {_short(error)}")
                 continue
-            return _publish(draft, path, exporter, found, tuple(notes))
+            return _publish(draft, path, way.exporter, found, tuple(notes))
     raise ModelError(
         "export to ONNX",
         "; ".join(notes),
         "a network that one of torch's exporters takes",
         "see the reasons above.",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a file is made."""
+
+    exporter: str
+    open_length: bool = False
+    """Texts may have any number of tokens."""
+
+
+def _ways(network: nn.Module, example: Inputs) -> list[_Way]:
+    """What is tried, in this order: with an open number of tokens where the network runs on other numbers, too."""
+    ways = [_Way("dynamo"), _Way("torchscript")]
+    if tokens_of(example) is None:
+        return ways
+    try:
+        with torch.no_grad():
+            network(*leaves(cut_short(example)))
+    except Exception:  # noqa: BLE001 (whatever a network raises that takes one length)
+        return ways
+    return [_Way("dynamo", open_length=True), *ways]
+
+
+def _compared(way: _Way, draft: Path, model: nn.Module, inputs: Inputs, threads: int) -> Parity:
+    """The file's outputs beside the network's. ModelError where they differ, or the file is not valid."""
+    _check(draft)
+    found = parity(draft, model, inputs, threads)
+    others = [parity(draft, model, cut_short(inputs), threads, limit=8)] if way.open_length else []
+    for one in (found, *others):
+        if one.signal and not one.holds:
+            raise ModelError(
+                f"the file of the {way.exporter} exporter",
+                f"a relative error of {one.relative_error:.2g}",
+                "the same outputs as the network's",
+                "report this; the network itself is fine.",
+            )
+    if way.open_length:
+        note_length(draft, tokens_of(inputs) or 0)
+    return found
 
 
 def _exported_copy(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
@@ -206,7 +241,7 @@ def _two_rows(leaf: Tensor) -> Tensor:
 
 
 def _export(
-    exporter: str,
+    way: _Way,
     network: nn.Module,
     example: Inputs,
     names: list[str],
@@ -223,9 +258,9 @@ def _export(
         "verbose": False,
     }
     with silenced(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        if exporter == "dynamo":
-            batch = torch.export.Dim("batch")
-            shapes: Any = tuple({0: batch} for _ in tensors)
+        if way.exporter == "dynamo":
+            batch, length = torch.export.Dim("batch"), torch.export.Dim("length") if way.open_length else None
+            shapes: Any = tuple(free_axes(tensor, batch, length) for tensor in tensors)
             torch.onnx.export(
                 network,
                 tensors,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.errors import UsageError
 from compressor.export.inputs import Inputs, leaves
-from compressor.foreign.files import open_session, session_options
+from compressor.foreign.files import open_session, session_options, told_length
 from compressor.units.outputs import primary
 
 __all__ = ["TYPES", "OnnxModel", "open_session", "session_options"]
@@ -46,6 +46,8 @@ class OnnxModel:
         self.outputs: tuple[str, ...] = tuple(outputs)
         self.judged = primary(outputs)
         self._types = {entry.name: entry.type for entry in self._session.get_inputs()}
+        self.length = told_length(self._session)
+        """Tokens of the inputs that the file was made with, where it says so."""
         self.signature: tuple[tuple[str, str, tuple[int | str | None, ...]], ...] = tuple(
             (entry.name, entry.type, tuple(entry.shape)) for entry in self._session.get_inputs()
         )

@@ -55,6 +55,11 @@ class Building:
 
     def value(self, name: str) -> Any:
         """The node of a tensor; a constant becomes a plain number where it is one, else a buffer."""
+        if name not in self.nodes and name in self.measured.rows:
+            array = self.measured.rows[name]
+            row = self._constant(name, array)
+            count = self.call(torch.Tensor.size, self.nodes[next(iter(self.measured.inputs))], 0)
+            self.nodes[name] = self.call(torch.Tensor.expand, row, count, *array.shape[1:])
         if name not in self.nodes:
             if name not in self.measured.static:
                 assert self.at is not None
@@ -62,10 +67,13 @@ class Building:
             array = self.measured.static[name]
             if array.size == 1 and array.ndim <= 1 and np.issubdtype(array.dtype, np.floating):
                 return float(array.reshape(-1)[0])
-            place = self._name(name)
-            self.root.register_buffer(place, torch.from_numpy(np.array(array)))
-            self.nodes[name] = self.graph.get_attr(place)
+            self.nodes[name] = self._constant(name, array)
         return self.nodes[name]
+
+    def _constant(self, name: str, array: np.ndarray) -> fx.Node:
+        place = self._name(name)
+        self.root.register_buffer(place, torch.from_numpy(np.array(array)))
+        return self.graph.get_attr(place)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape; sizes that grow with the batch are -1."""

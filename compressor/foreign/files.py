@@ -11,6 +11,9 @@ from onnx.external_data_helper import load_external_data_for_model
 from compressor.errors import SourceError, UsageError
 from compressor.foreign.harm import refuse_harm, refuse_harm_of
 
+LENGTH = "compressor.length"
+"""Name of a note in a file: the number of tokens of the inputs that it was made with."""
+
 
 def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
     """Options with a fixed number of threads that stop spinning after each call.
@@ -42,6 +45,12 @@ def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSes
             "an ONNX model that onnxruntime runs on the CPU",
             "check the file with `onnx.checker`, or export it again.",
         ) from None
+
+
+def told_length(session: onnxruntime.InferenceSession) -> int | None:
+    """How many tokens the inputs had that a file was made with, where it takes any number and says so."""
+    said = session.get_modelmeta().custom_metadata_map.get(LENGTH, "")
+    return int(said) if said.isascii() and said.isdecimal() and 0 < len(said) < 10 else None
 
 
 def read(path: Path) -> onnx.ModelProto:

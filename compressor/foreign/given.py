@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import SourceError
-from compressor.foreign.files import open_session
+from compressor.foreign.files import open_session, told_length
 from compressor.units.outputs import primary
 
 TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
@@ -34,6 +34,8 @@ class GivenFile:
             entry.name: "float" in entry.type or "double" in entry.type for entry in self._session.get_outputs()
         }
         self.judged = primary(self.outputs)
+        self.length = told_length(self._session)
+        """Tokens of the inputs that the file was made with, where it says so."""
         other = [f"'{name}'" for name, kind in self.inputs.items() if kind is None]
         if other or not all(self.shapes.values()):
             raise SourceError(

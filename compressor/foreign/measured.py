@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class Measured:
     data: frozenset[str]
     """Tensors that depend on the inputs' values."""
     opset: int
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
+    """Tensors that depend on no input's values and are the same for each sample: (1, ...), for a batch of any size."""
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Every tensor that some node makes, by name."""
@@ -66,8 +68,18 @@ def measure(model: onnx.ModelProto, given: GivenFile, sample: Mapping[str, tuple
     for name in seen[0].keys() - data:
         if np.array_equal(seen[0][name], seen[1][name]):
             static[name] = seen[0][name]
+    rows = {name: seen[0][name][:1] for name in seen[0].keys() - data - static.keys() if _same_rows(name, seen)}
     shapes |= {name: (value.shape, value.shape) for name, value in static.items()}
-    return Measured(opened, dict(sample), shapes, static, data, opset_of(model))
+    return Measured(opened, dict(sample), shapes, static, data, opset_of(model), rows)
+
+
+def _same_rows(name: str, seen: list[dict[str, np.ndarray]]) -> bool:
+    """True for a tensor with one row for each sample, all of them the same."""
+    first = seen[0][name][:1] if seen[0][name].ndim else seen[0][name]
+    return first.ndim > 0 and all(
+        one[name].shape == (batch, *first.shape[1:]) and bool((one[name] == first).all())
+        for one, batch in zip(seen, BATCHES, strict=True)
+    )
 
 
 def feed_of(given: GivenFile, sample: Mapping[str, tuple[int, ...]], batch: int, seed: int) -> dict[str, np.ndarray]:

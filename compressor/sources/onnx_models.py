@@ -62,24 +62,32 @@ def _measured(where: str, path: Path, given: dict[str, Argument]) -> tuple[Given
 def _sample(where: str, file: GivenFile, asked: Argument) -> dict[str, tuple[int, ...]]:
     """One sample's shape for every input; SourceError where the file leaves it open and nothing was said."""
     known = {name: tuple(shape[1:]) for name, shape in file.shapes.items()}
+    if asked is None and file.length is not None:
+        known = {name: (file.length,) if len(s) == 1 and not _fixed(s[0]) else s for name, s in known.items()}
     if asked is not None:
         try:
             sizes = tuple(int(part) for part in str(asked).split(","))
         except ValueError:
             sizes = ()
-        fits = len(known) == 1 and all(
+        fits = all(
             len(sizes) == len(shape) and all(not _fixed(b) or a == b for a, b in zip(sizes, shape, strict=True))
             for shape in known.values()
         )
         if not fits or min(sizes, default=0) < 1:
             raise SourceError(
-                where, f"input={asked!r}", f"one input of shape {list(known.values())}", "for example ?input=3,224,224"
+                where,
+                f"input={asked!r}",
+                f"one shape that all inputs can have: {list(known.values())}",
+                "for example ?input=3,224,224, or ?input=128 for tokens",
             )
         known = dict.fromkeys(known, sizes)
     for name, shape in known.items():
         if not all(_fixed(size) for size in shape):
             raise SourceError(
-                where, f"input '{name}' of open shape {shape}", "one sample's shape", "give it: ?input=3,224,224"
+                where,
+                f"input '{name}' of open shape {shape}",
+                "one sample's shape",
+                "give it: ?input=3,224,224, or ?input=128 for tokens",
             )
         if math.prod(shape) > _MOST:
             raise SourceError(
