@@ -61,7 +61,8 @@ TIMM = {
 TRANSFORMERS_OF_TIMM = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224", "gmlp_ti16_224",
                         "resmlp_12_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224",
                         "swinv2_tiny_window8_256")  # fmt: skip
-_SMALL = "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4&intermediate_size=64"
+_HEADS = "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4"
+_SMALL = f"{_HEADS}&intermediate_size=64"
 _TABLES = "vocab_size=60&max_position_embeddings=40"  # as small a part of the whole as in the full-sized networks
 _ENDS = "bos_token_id=0&eos_token_id=0"
 HF = {
@@ -82,7 +83,17 @@ HF = {
     "olmo2": f"{_SMALL}&{_TABLES}&auto=Olmo2ForCausalLM&num_key_value_heads=2&pad_token_id=0",
     "smollm3": f"{_SMALL}&{_TABLES}&auto=SmolLM3ForCausalLM&num_key_value_heads=2&pad_token_id=0",
     "falcon": f"{_SMALL}&{_TABLES}&auto=FalconForCausalLM&new_decoder_architecture=true&num_kv_heads=2&alibi=false",
-    "dinov2": "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4&image_size=28&patch_size=14",
+    "dinov2": f"{_HEADS}&image_size=28&patch_size=14",
+    "dinov2_with_registers": f"{_HEADS}&image_size=28&patch_size=14",
+    **dict.fromkeys(("clip_vision_model", "siglip_vision_model", "vit_msn", "beit"),
+                    f"{_SMALL}&image_size=32&patch_size=8"),
+    "clip_text_model": f"{_SMALL}&{_TABLES}&{_ENDS}",
+    **dict.fromkeys(("layoutlm", "megatron-bert", "ernie", "data2vec-text", "xlm-roberta", "roformer", "convbert",
+                     "mobilebert", "deberta-v2"), f"{_SMALL}&{_TABLES}"),
+    "modernbert": f"{_SMALL}&{_TABLES}&pad_token_id=0&cls_token_id=1&sep_token_id=2&{_ENDS}",
+    "mistral": f"{_SMALL}&{_TABLES}&auto=MistralForCausalLM&num_key_value_heads=2",
+    "qwen2": f"{_SMALL}&{_TABLES}&auto=Qwen2ForCausalLM&num_key_value_heads=2",
+    "gemma2": f"{_SMALL}&{_TABLES}&auto=Gemma2ForCausalLM&num_key_value_heads=2&head_dim=8",
 }  # fmt: skip
 
 
