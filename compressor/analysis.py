@@ -17,10 +17,10 @@ from compressor.costing.network import work_of
 from compressor.costing.predict import predicted
 from compressor.costing.rates import measured_rates
 from compressor.costing.work import LLM, llm_mlps
-from compressor.deliver import time_files, write_record
+from compressor.deliver import NO_ONNX, time_files, write_record
 from compressor.errors import SourceError, UsageError
 from compressor.export.block import measured_block
-from compressor.export.files import VARIANTS, write_json
+from compressor.export.files import PRECISIONS, VARIANTS
 from compressor.export.precision import parse_precisions
 from compressor.export.tablefile import write_table
 from compressor.observe import memory_of
@@ -41,6 +41,8 @@ from compressor.verification import ONNX, RECORD, allowed_by, open_bundle, origi
 from compressor.verify.accuracy import outputs_of
 
 EXPORT_BATCH = 8
+UNJUDGED = "The ONNX file was written after the verdict and was not judged: `compressor verify` does that."
+"""What a record warns of where the file is not the one of the run."""
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -73,7 +75,7 @@ def inspect_model(spec: str, shape: str | None = None, checkpoint: str | None = 
 
 
 def export_bundle(folder: Path, shape: str | None = None) -> dict[str, Any]:
-    """Write `model.onnx` of a bundle again, and its sha256 into the record. Raises SourceError for no bundle."""
+    """Write `model.onnx` of a bundle again, and what it is into the record. Raises SourceError for no bundle."""
     from compressor.export.onnx import export_onnx
 
     model = open_bundle(folder)
@@ -84,11 +86,24 @@ def export_bundle(folder: Path, shape: str | None = None) -> dict[str, Any]:
     )
     made = export_onnx(model, inputs, folder / ONNX).as_dict()
     if (folder / RECORD).is_file():
-        record = read_record(folder / RECORD).model_dump(mode="json")
-        record["files"] = {**record.get("files", {}), ONNX: file_sha256(folder / ONNX)}
-        record["onnx"] = record["onnx"] or {**made, "path": ONNX, "latency_ratio": None, "latency": None}
-        write_json(folder / RECORD, record)
+        write_record(_exported_again(read_record(folder / RECORD).model_dump(mode="json"), folder, made), folder)
     return made
+
+
+def _exported_again(record: dict[str, Any], folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """The record with the file that was written: what it says of another one (verdict, times) is no longer true."""
+    mark = file_sha256(folder / ONNX)
+    if record["onnx"] is None or record["files"].get(ONNX) != mark:
+        variants = (record["onnx"] or {}).get("variants", [])
+        record["onnx"] = {**made, "path": ONNX, "latency_ratio": None, "latency": None, "variants": variants}
+        record["onnx_verdict"] = None
+    warnings = [text for text in record["warnings"] if text != UNJUDGED and not text.startswith(NO_ONNX)]
+    judged = record["verdict"] is None or record["onnx_verdict"] is not None
+    return {
+        **record,
+        "files": {**record["files"], ONNX: mark},
+        "warnings": warnings if judged else [*warnings, UNJUDGED],
+    }
 
 
 def export_variants(folder: Path, precision: Sequence[str], data: str, checkpoint: str | None = None) -> dict[str, Any]:
@@ -108,11 +123,13 @@ def export_variants(folder: Path, precision: Sequence[str], data: str, checkpoin
     plain = record.model_dump(mode="json")
     question = Question(before, parts.judge, record.verdict, *allowed, score)
     made, warnings = write_variants(wanted, folder / ONNX, parts.calibrate, question)
-    for name in set(VARIANTS) - {variant.path.name for variant in made}:  # of an earlier export
+    for name in sorted(set(VARIANTS) - {variant.path.name for variant in made}):  # of an earlier export
         (folder / name).unlink(missing_ok=True)
     if parts.judge.fingerprint != record.data.judge:
         warnings.append("Variants were judged on other samples than the network.")
-    plain["warnings"] = [*plain["warnings"], *(text for text in warnings if text not in plain["warnings"])]
+    stale = tuple(f"{word} {name} variant" for word in ("The", "No") for name in PRECISIONS)  # as `variants` says it
+    kept = [text for text in plain["warnings"] if not text.startswith(stale)]
+    plain["warnings"] = [*kept, *(text for text in warnings if text not in kept)]
     time_files(original.model, parts.judge.batch(torch.arange(min(64, len(parts.judge))))[0], folder, plain, made)
     others = {name: mark for name, mark in plain["files"].items() if name not in VARIANTS}
     plain["files"] = {**others, **{variant.path.name: file_sha256(variant.path) for variant in made}}

@@ -39,6 +39,8 @@ TABLE_SECONDS = 20.0
 CHECK_SECONDS = 8.0
 NEAR = 0.04
 """A measured ratio within this part of the one asked for is as asked."""
+FAR = 0.2
+"""A plan that is faster than asked by more than this part is told of: its network may be smaller than it has to be."""
 CORRECTIONS = 2
 EXPORTED = 32
 """Samples on which an exported file is compared with its network."""
@@ -152,16 +154,18 @@ class Clock:
 
 
 def missed(said: dict[str, Any] | None) -> list[str]:
-    """A warning where what `Clock.corrected` took is measurably slower than what was asked for."""
-    if (
-        said is None
-        or said["measured"] is None
-        or said["measured"] <= (1 + NEAR) * said["asked"]
-        or said["interval"][0] <= said["asked"]
-    ):
+    """A warning where what `Clock.corrected` took is measurably slower than what was asked for, or so much faster that
+    more went than had to.
+    """
+    if said is None or said["measured"] is None:
+        return []
+    slower = said["measured"] > (1 + NEAR) * said["asked"] and said["interval"][0] > said["asked"]
+    faster = said["measured"] < (1 - FAR) * said["asked"] and said["interval"][1] < said["asked"]
+    if not slower and not faster:
         return []
     words = f"{said['asked']:.1%} of the original's latency was asked for, the nearest plan measured"
-    return [f"{words} {said['measured']:.1%} [{said['interval'][0]:.1%}, {said['interval'][1]:.1%}]."]
+    found = f"{words} {said['measured']:.1%} [{said['interval'][0]:.1%}, {said['interval'][1]:.1%}]."
+    return [found if slower else f"{found} More went than had to: ask for more, or by --keep macs=0.5."]
 
 
 def timetable(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LATENCY_BATCH = 32
 LATENCY_SECONDS = 6.0
+NO_ONNX = "No ONNX file:"
+"""How the warning begins where the network could not be exported."""
 
 
 def write(
@@ -99,7 +101,7 @@ def _export(
     try:
         made = export_onnx(result.model, inputs, folder / ONNX)
     except ModelError as error:
-        record["warnings"].append(f"No ONNX file: {error}")
+        record["warnings"].append(f"{NO_ONNX} {error}")
         return
     record["onnx"] = {**made.as_dict(), "path": ONNX, "latency_ratio": None, "latency": None}
     if not made.parity.signal:

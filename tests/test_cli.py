@@ -106,6 +106,18 @@ def test_export_again(bundles: Path, small: Path, terminal: Terminal) -> None:
     assert terminal.json()["onnx_verdict"]["value"] == "passed"
 
 
+def test_a_file_that_is_exported_anew_has_no_verdict(small: Path, terminal: Terminal) -> None:
+    before = record(small)
+    assert terminal("export", small, "--json") == 0
+    told = ("onnx", "onnx_verdict", "files", "warnings")
+    assert [record(small)[part] for part in told] == [before[part] for part in told]  # the same file, bit by bit
+    (small / "record.json").write_text(json.dumps({**before, "files": {**before["files"], "model.onnx": "0" * 64}}))
+    assert terminal("export", small, "--json") == 0
+    after = record(small)
+    assert (after["onnx_verdict"], after["onnx"]["latency_ratio"], after["files"]) == (None, None, before["files"])
+    assert any("not judged" in text for text in after["warnings"])
+
+
 def test_bench_bundles(bundles: Path, small: Path, terminal: Terminal) -> None:
     assert terminal("bench", bundles / "small", small / "model.onnx", "--seconds", "0.1", "--json") == 0
     assert [file["ratio"] > 0 for file in terminal.json()["files"]] == [True, True]

@@ -125,6 +125,8 @@ def test_a_target_that_is_missed_is_told() -> None:
     assert clocks.missed({**told, "measured": 0.41}) == []
     assert clocks.missed({**told, "interval": [0.39, 0.5]}) == []
     assert clocks.missed(None) == []
+    assert "More went" in clocks.missed({**told, "measured": 0.2, "interval": [0.18, 0.22]})[0]
+    assert clocks.missed({**told, "measured": 0.35, "interval": [0.34, 0.36]}) == []  # widths come in blocks
 
 
 def test_what_an_earlier_run_took_is_taken_again(

@@ -175,28 +175,17 @@ def _feeds(models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
     """The same inputs for every file, under its own names for them."""
     if inputs is not None:
         return [model.feed(inputs) for model in models]
-    length = next((model.length for model in models if model.length), None)
-    first = [_sized(entry, length) for entry in models[0].signature]
-    for model in models[1:]:
-        if [_sized(entry, length)[1:] for entry in model.signature] != [entry[1:] for entry in first]:
-            raise UsageError(
-                f"comparing '{models[0].path}' with '{model.path}'",
-                f"inputs {_said(model)}",
-                f"the first file's {_said(models[0])}",
-                "compare files of networks that take the same inputs.",
-            )
     generator = np.random.default_rng(seed)
     values = []
-    for name, kind, shape in first:
-        sizes = [size for size in shape if isinstance(size, int)]
-        if kind not in TYPES or not all(isinstance(size, int) for size in shape[1:]):
+    for (name, kind, said), shape in zip(models[0].signature, _shapes(models), strict=True):
+        if kind not in TYPES or not all(shape[1:]):
             raise UsageError(
                 f"'{models[0].path}'",
-                f"input '{name}' of {kind} {list(shape)}",
+                f"input '{name}' of {kind} {list(said)}",
                 "a shape that is fixed but for the batch",
                 "give the inputs to time on.",
             )
-        size = tuple(sizes) if len(sizes) == len(shape) else (batch, *sizes)
+        size = tuple(entry or batch for entry in shape)
         if not 0 < math.prod(size) <= MOST_NUMBERS:
             raise SourceError(
                 f"'{models[0].path}'", f"input '{name}' of shape {list(size)}", f"1 to {MOST_NUMBERS:,} numbers",
@@ -208,14 +197,36 @@ def _feeds(models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
     return [dict(zip(model.inputs, values, strict=True)) for model in models]
 
 
-def _sized(
-    entry: tuple[str, str, tuple[int | str | None, ...]], length: int | None
-) -> tuple[str, str, tuple[int | str | None, ...]]:
-    """An input's name, kind and shape, an open number of tokens being `length` where that is known."""
-    name, kind, shape = entry
-    if len(shape) == 2 and not isinstance(shape[0], int) and not isinstance(shape[1], int):
-        return name, kind, ("batch", length or "length")
-    return name, kind, shape
+def _shapes(models: list[OnnxModel]) -> list[list[int]]:
+    """The shape of each input that all files take, 0 where all of them leave a size open: how they call it is theirs.
+    An open number of tokens is the one that a file says it was made with.
+
+    UsageError where they take different inputs.
+    """
+    first, found = models[0].signature, []
+    length = next((model.length for model in models if model.length), 0)
+    for model in models[1:]:
+        kinds = [[(kind, len(shape)) for _, kind, shape in one] for one in (first, model.signature)]
+        if kinds[0] != kinds[1]:
+            raise _other_inputs(models[0], model)
+    for place in range(len(first)):
+        sizes = [0] * len(first[place][2])
+        for model in models:
+            for axis, size in enumerate(model.signature[place][2]):
+                if isinstance(size, int) and sizes[axis] not in (0, size):
+                    raise _other_inputs(models[0], model)
+                sizes[axis] = size if isinstance(size, int) else sizes[axis]
+        found.append([sizes[0], sizes[1] or length] if len(sizes) == 2 else sizes)
+    return found
+
+
+def _other_inputs(first: OnnxModel, model: OnnxModel) -> UsageError:
+    return UsageError(
+        f"comparing '{first.path}' with '{model.path}'",
+        f"inputs {_said(model)}",
+        f"the first file's {_said(first)}",
+        "compare files of networks that take the same inputs.",
+    )
 
 
 def _said(model: OnnxModel) -> str:

@@ -254,7 +254,7 @@ def pad(at: Building, node: onnx.NodeProto, given: dict[str, Any]) -> Any:
     sizes = given["pads"] if "pads" in given else at.static(node.input[1], node).tolist()
     value = given.get("value", 0.0)
     if len(node.input) > 2 and node.input[2]:
-        value = float(at.static(node.input[2], node))
+        value = float(at.static(node.input[2], node).reshape(-1)[0])  # some write it as a list of one
     if len(node.input) > 3 and node.input[3]:
         raise at.refuse(node, "no axes of its own")
     kinds = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}

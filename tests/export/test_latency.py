@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -110,6 +111,17 @@ def test_files_with_other_inputs_are_refused(files, tmp_path, monkeypatch):
     (tmp_path / "other.onnx").write_bytes(blocks.network(32))
     with pytest.raises(UsageError, match="same inputs"):
         compare_latency([files[32], tmp_path / "other.onnx"])
+
+
+def test_files_may_name_their_batch_as_they_like_or_fix_it(files, tmp_path):
+    model = onnx.load_from_string(blocks.network(32))
+    for name in ("n", "batch"):
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = name
+        model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = name
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    named = [tmp_path / "n.onnx", tmp_path / "batch.onnx"]
+    assert compare_latency(named, batch=3, rounds=2).batch == 3
+    assert compare_latency([*named, files[32]], batch=3, rounds=2).batch == 1  # the last one takes no other
 
 
 @pytest.mark.parametrize("step", [1, 4, 8, 16])

@@ -97,6 +97,9 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
         [make("Pad", ["x", "p", "v"], ["a"]), make("Pad", ["a", "q"], ["y"], mode="reflect")],
         {"p": np.array([0, 0, 1, 2, 0, 0, 0, 1], i64), "v": f32(0.5), "q": np.array([0, 0, 1, 1, 0, 0, 1, 1], i64)},
     ),
+    "pad by a list of one": (
+        [make("Pad", ["x", "p", "v"], ["y"])], {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1], i64), "v": np.array([2], f32)}
+    ),
     "pools": (
         [make("MaxPool", ["x"], ["a"], kernel_shape=[3, 3], pads=[1, 0, 0, 1]),
          make("AveragePool", ["a"], ["b"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
