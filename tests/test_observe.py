@@ -66,6 +66,25 @@ def test_moments_are_those_of_the_inputs_of_each_consumer() -> None:
     assert found.taps["b"].samples == found.samples == found.taps["b"].moments.count == len(x)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-5, 1e-4])
+def test_units_that_hardly_vary_are_no_rounding(spread: float) -> None:
+    """Noise in the place of a variance is correlated beyond 1: the path could not even begin."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 4)).eval()
+    model[0].weight.data[:30] *= spread
+    model[0].bias.data[:30] = 0.5 + 4 * torch.rand(30)
+    x = torch.randn(600, 8)
+    graph, found = seen(model, x, 200)
+    covariance = found.taps["2"].moments.covariance()
+    scale = covariance.diagonal()[covariance.diagonal() > 0].sqrt()
+    live = covariance.diagonal() > 0
+    correlation = covariance[live][:, live] / scale[:, None] / scale
+    assert float(torch.linalg.eigvalsh(correlation).min()) > -1e-3  # the ridge of the paths
+    shop = Workshop.open(model, graph, as_samples((x, torch.zeros(600, dtype=torch.int64))), seed=0)
+    shop.statistics = found
+    assert len(shop.paths("params")[0].order) == 39
+
+
 def test_convolutions_are_observed_per_kernel_tap() -> None:
     model, x = planted.small("residual")
     _, found = seen(model, x)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from compressor.algebra.answers import class_scores
 from compressor.capacity.ablation import AblationCurve, ablation_curve, noise_curve, random_and_targeted
 from compressor.capacity.chunked import chunks_beside_nulls, plain
 from compressor.capacity.collect import Layer
@@ -62,7 +63,7 @@ def measure_rung(
         measures["snapshots"] = _snapshots(setting, width, seed, folder, model, layers, data)
     if ladder.effective:
         measures["effective"] = _effective(model, data, seed)
-    _keep_outputs(model, data.judge, folder / OUTPUTS / f"{setting.rung(width, seed)}.safetensors")
+    keep_outputs(model, data.judge, folder / OUTPUTS / f"{setting.rung(width, seed)}.safetensors")
     seconds = {"train": round(trained, 1), "all": round(time.perf_counter() - started, 1)}
     rung = {"setting": setting.name, "width": width, "seed": seed, **made.about, "traits": setting.traits(data)}
     return {**rung, "measures": measures, "nulls": nulls, "seconds": seconds}
@@ -171,12 +172,16 @@ def _effective(model: nn.Module, data: Data, seed: int) -> dict[str, Any]:
     return {"groups": groups, "units": found.units, "needed": found.needed, "verdict": found.verdict}
 
 
-def _keep_outputs(model: nn.Module, samples: Samples, path: Path) -> None:
-    """The test probabilities (n, classes) and labels, for ensembles."""
+def keep_outputs(model: nn.Module, samples: Samples, path: Path) -> None:
+    """The test probabilities (n, classes) and labels, for ensembles; a single answer stands for two classes."""
     parts: list[Tensor] = []
     with torch.no_grad(), evaluating(model):
         for batch in batches(samples, 256):
-            parts.append(judged_part(forward(model, batch.inputs))[0].float().softmax(1))
+            parts.append(judged_part(forward(model, batch.inputs))[0].float())
     assert samples.labels is not None
+    answers = torch.cat(parts)  # all of them tell what single answers are
+    scores = class_scores(answers) if answers.numel() == len(answers) else answers
     with replacing(path) as partial:
-        save_file({"probabilities": torch.cat(parts), "labels": samples.labels.long().contiguous()}, partial)
+        save_file(
+            {"probabilities": scores.softmax(1).contiguous(), "labels": samples.labels.long().contiguous()}, partial
+        )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.algebra.moments import ROUNDING
 from compressor.observe import Statistics, TapStatistics, blocks_of
 from compressor.units.graph import Tap, UnitGraph, clusters
 
@@ -92,7 +93,9 @@ def unit_moments(statistics: TapStatistics, tap: Tap, kernel: Kernel) -> UnitMom
         total += part if bool(filled.all()) else part * (filled[:, None] & filled[None, :])
     # E[x (x - c)] is 0 for a unit that is c inside the map and 0 in the padding, whatever the padding's share
     centre = means[:, :, inside].mean(2, keepdim=True)
-    border = (variance + means.square() - centre * means).abs()
+    second = variance + means.square()
+    border = (second - centre * means).abs()
+    border[border <= ROUNDING * second] = 0.0  # a difference of numbers that are rounded so
     border[:, :, inside] = variance[:, :, inside]
     return UnitMoments(
         units=np.fromiter(blocks, dtype=np.int64),

@@ -17,6 +17,19 @@ from compressor.observe.statistics import PairStatistics, TapStatistics
 HALF = (torch.float16, torch.bfloat16)
 FIRST = 16
 """Samples whose mean the sums are relative to."""
+FINEST = 2.0**-16
+"""Part of their size to which means of what does not vary are rounded."""
+
+
+def coarse_mean(rows: Tensor) -> Tensor:
+    """(D,) means of rows (R, D), each to about an eighth of its column's spread: the same on every machine.
+
+    Relative to the level they may not be coarse: float32 products of what hardly varies would be all rounding.
+    """
+    mean, spread = rows.mean(0), rows.std(0, correction=0)
+    grid = torch.maximum(spread / 4, mean.abs() * FINEST).clamp_min(torch.finfo(rows.dtype).tiny)
+    grid = torch.exp2(grid.log2().floor())
+    return (mean / grid).round() * grid
 
 
 class Watcher:
@@ -31,10 +44,7 @@ class Watcher:
         """False while only the shift is wanted."""
 
     def start(self, shift: Tensor) -> None:
-        """No rows yet; `shift` (D,) is what the sums are relative to: coarse, for it to be the same on every machine
-        and in batches of every size; near the mean is all that it must be.
-        """
-        shift = shift.to(torch.bfloat16).to(shift.dtype)
+        """No rows yet; `shift` (D,) is what the sums are relative to."""
         outputs, device = self.reader.outputs, shift.device
         curvature = torch.zeros(outputs, outputs, dtype=wide(device), device=device)
         self.statistics = TapStatistics(Moments.empty(shift), curvature, self.reader.per_kernel)
@@ -47,7 +57,7 @@ class Watcher:
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             rows = self.reader.rows(x.float() if x.dtype in HALF else x, self.reader.picked(ids, x, out))
             if self.statistics is None:
-                self.start(rows[: max(1, len(rows) * FIRST // max(len(x), FIRST))].mean(0))
+                self.start(coarse_mean(rows[: max(1, len(rows) * FIRST // max(len(x), FIRST))]))
             if self.adding:
                 self.statistics.moments.add(rows)  # type: ignore[union-attr]
         if not out.requires_grad:

@@ -70,6 +70,20 @@ def test_one_seed_says_nothing_of_others() -> None:
     assert over_seeds([3.0]).interval == (-math.inf, math.inf)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5, 7])
+def test_seeds_that_agree_have_no_spread_whatever_their_number_is(seeds):
+    """Sums of equal numbers differ in the last digit by how often each is drawn: that is not a spread of seeds."""
+    generator = np.random.default_rng(0)
+    for numbers in 100 * generator.random((30, 3)):
+        rows = np.tile(numbers, (seeds, 1))
+        found = over_seeds(rows, lambda rows: float((rows[:, -1] - rows[:, 0]).mean()))
+        assert found.interval == (found.value, found.value)
+        rows[:, 1] = generator.random(seeds)  # what the statistic does not read
+        found = over_seeds(rows, lambda rows: float((rows[:, -1] - rows[:, 0]).mean()))
+        assert found.interval == (found.value, found.value)
+    assert np.ptp(over_seeds([1.0, 1.0, 1.0 + 1e-9]).interval) > 0
+
+
 def test_whole_seeds_are_resampled() -> None:
     curves = np.array([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])  # seeds differ, the ratio does not
     found = over_seeds(curves, lambda rows: float(rows[:, 1].mean() / rows[:, 0].mean()))

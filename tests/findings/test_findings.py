@@ -113,6 +113,19 @@ def test_planted_conv_whatever_the_padding(padding: int, stride: int) -> None:
     check_planted(flattened)
 
 
+@pytest.mark.parametrize("padding", [None, 0, 1])
+def test_constants_of_any_size_are_silent(padding: int | None) -> None:
+    """Also those that are no short binary fractions, so that their sums are rounded."""
+    model, inputs = (dense(), rows()) if padding is None else (conv(padding=padding), images())
+    model(inputs[:2])
+    layer = model[0]
+    layer.weight.data[:12] = 0  # type: ignore[union-attr,operator]
+    layer.bias.data[:12] = 0.1 + 4 * torch.rand(12, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
+    some = next(iter(found(model, inputs, removable=0.0).values()))
+    assert [(one.kind, one.constant) for one in some[:12]] == [("silent", True)] * 12
+    assert all(one.kind != "silent" for one in some[12:])
+
+
 def test_a_unit_that_varies_only_where_the_centre_of_the_kernel_does_not_look_is_not_silent() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.Flatten(), nn.LazyLinear(3))
     x = images()

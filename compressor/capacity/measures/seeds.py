@@ -20,6 +20,8 @@ from compressor.capacity.measures.checks import Array, share, values_of
 ENUMERATED = 5
 """Up to so many seeds all resamples are enumerated (126 of 5); beyond, `RESAMPLES` are drawn."""
 RESAMPLES = 500
+ROUNDING = 1e-12
+"""Spread of the resamples, as a part of the largest number involved, that is left by arithmetic alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ def over_seeds(values: Any, statistic: Callable[[Array], float] | None = None, c
 
     `statistic` takes an array (S, ...) of resampled seeds and returns a number. The interval is value ± t(S - 1)
     standard errors; the bootstrap's standard error is enlarged by sqrt(S / (S - 1)). Whole seeds are resampled, never
-    positions or widths. Deterministic. Raises DataError for values that are not finite, UsageError for a confidence
+    positions or widths; seeds that agree have an interval without width, whatever order their numbers are added in.
+    Deterministic. Raises DataError for values that are not finite, UsageError for a confidence
     outside (0, 1).
 
     >>> over_seeds([1.0, 2.0, 3.0]).value
@@ -51,6 +54,8 @@ def over_seeds(values: Any, statistic: Callable[[Array], float] | None = None, c
     draws, weights = _resamples(seeds)
     found = np.array([measure(rows[list(draw)]) for draw in draws], dtype=np.float64)
     centre = np.average(found, weights=weights)
+    if np.ptp(found) <= ROUNDING * max(np.abs(rows).max(), abs(value)) or (rows == rows[:1]).all():
+        return Estimate(value, (value, value), seeds)
     error = math.sqrt(np.average((found - centre) ** 2, weights=weights) * seeds / (seeds - 1))
     reach = float(stats.t.isf((1 - level) / 2, seeds - 1)) * error
     return Estimate(value, (value - reach, value + reach), seeds)
