@@ -226,7 +226,7 @@ def explained(start: Start) -> tuple[Workshop, Outcome]:
             shop.graph,
             outcome.found,
             samples,
-            predicted,
+            predicted / start.likelihood.positions,  # what is measured is per position
             seed=options.seed,
             below=thresholds.removable,
             likelihood=start.likelihood,
