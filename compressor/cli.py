@@ -71,9 +71,10 @@ def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> No
         record = run(job, out, resume=resume, force=force, report=report)
     if processes()[0] > 0:
         return  # the first process speaks
-    files = sorted(path.name for path in Path(out).iterdir() if path.is_file() and not path.name.startswith("."))
+    place = Path(out).expanduser()
+    files = sorted(path.name for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
     view = analyze_view if job.analyze else lambda record: summary(record, folder=out, files=files)
-    emit(json.loads((Path(out) / "record.json").read_bytes()), lambda: view(record), as_json)
+    emit(json.loads((place / "record.json").read_bytes()), lambda: view(record), as_json)
     value = "passed" if record.verdict is None or record.nothing_to_do else record.verdict.value
     raise typer.Exit(EXIT[value])
 
@@ -217,7 +218,9 @@ def frontier(
         found = run(job, out, resume=resume, force=force, report=report)
     if processes()[0] > 0:
         return  # the first process speaks
-    emit(json.loads((Path(out) / "frontier.json").read_bytes()), lambda: frontier_view(found, out), as_json)
+    emit(
+        json.loads((Path(out).expanduser() / "frontier.json").read_bytes()), lambda: frontier_view(found, out), as_json
+    )
     raise typer.Exit(0 if found.best else EXIT[found.points[0].verdict.value])
 
 
@@ -232,7 +235,7 @@ def verify(
     from compressor.report.judged import verify_view
     from compressor.verification import verify_named
 
-    found = verify_named(Path(folder), data, seed, checkpoint)
+    found = verify_named(Path(folder).expanduser(), data, seed, checkpoint)
     emit(found.as_dict(), lambda: verify_view(found.as_dict()), as_json)
     raise typer.Exit(EXIT[found.worst.value])
 
@@ -272,11 +275,12 @@ def export(
         raise UsageError("--format", kind, "onnx", "other formats come later")
     if (precision is None) != (data is None):
         raise UsageError("--precision and --data", "one of them", "both or none", "variants are judged on data.")
-    made = export_bundle(Path(folder), shape)
+    place = Path(folder).expanduser()
+    made = export_bundle(place, shape)
     if precision is None or data is None:
         emit(made, lambda: f"{made['path']}: opset {made['opset']}, {made['bytes']:,} bytes", as_json)
         return
-    found = export_variants(Path(folder), precision, data, checkpoint)
+    found = export_variants(place, precision, data, checkpoint)
     emit({**made, **found}, lambda: variants_view(found), as_json)
     raise typer.Exit(max((EXIT[one["verdict"]["value"]] for one in found["variants"]), key=(0, 4, 1).index, default=3))
 
