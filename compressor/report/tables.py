@@ -12,7 +12,7 @@ from rich.text import Text
 
 from compressor.report.words import plain
 
-LEAST_NAME = 16
+LEAST_NAME = 10
 """Columns of names are folded, but not to less than this."""
 
 

@@ -182,7 +182,7 @@ def test_doctor_shows_what_is_there_and_what_is_not():
     assert "problem: no onnxruntime" in shown(doctor_view({"problems": ["no onnxruntime"]}))
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+@pytest.mark.parametrize("width", [20, 40, 60, 75, 120])
 def test_no_width_of_a_terminal_cuts_a_figure_or_a_name(width):
     heads = ("layer", "units", "samples per unit", "prunable share", "R95 of noise", "interval")
     rows = [("stem.first", "1,024", "5.42 (few)", "31 %", "0.0825", "[-0.19, +1.26]"), ("b", "", "7", "", "", "[0, 1]")]
