@@ -5,6 +5,7 @@ Standard output is for results only; progress and messages go to standard error.
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import sys
@@ -16,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from compressor.errors import CompressorError, UsageError
+from compressor.errors import CompressorError, SourceError, UsageError
 from compressor.flags import (
     Again,
     Align,
@@ -299,7 +300,8 @@ def main(arguments: list[str] | None = None) -> None:
         with stoppable(), launched(next(iter(_given), None)):
             code = app(list(_given), prog_name="compressor", standalone_mode=False)
     except Stopped as stopped:
-        again = "repeat the same command with --resume." if {"--out", "run"} & set(_given) else "repeat the command."
+        words = {word.partition("=")[0] for word in _given}
+        again = "repeat the same command with --resume." if {"--out", "run"} & words else "repeat the command."
         error = CompressorError("compressor", str(stopped), "time to finish", again)
         _fail(error, "Stopped", f"stopped by {stopped}: {again}", stopped.exit_code)
     except CompressorError as error:
@@ -307,10 +309,25 @@ def main(arguments: list[str] | None = None) -> None:
     except _USAGE as wrong:
         error = UsageError("command line", wrong.format_message() or "no command", "a command and its options", _help())
         _fail(error, "UsageError", f"error: {error}", error.exit_code)
+    except OSError as refused:
+        if refused.errno not in _SURROUNDINGS:
+            _fault(refused)
+        where = repr(str(refused.filename)) if refused.filename else "temporary files"
+        step = "check the path, its permissions and the space there (TMPDIR: temporary files)."
+        error = SourceError(where, refused.strerror or repr(refused), "a place that can be read and written", step)
+        _fail(error, "SourceError", f"error: {error}", error.exit_code)
     except Exception as fault:  # noqa: BLE001 (ours: shown whole, and never with the exit code of a failed verdict)
-        error = CompressorError("compressor", repr(fault), "no fault of its own", "please report it with the command.")
-        _fail(error, "Fault", f"{traceback.format_exc()}\nThis is a fault of compressor: please report it.", FAULT)
+        _fault(fault)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_SURROUNDINGS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the machine refuses: paths, permissions and space are the user's to look after."""
+
+
+def _fault(fault: Exception) -> NoReturn:
+    error = CompressorError("compressor", repr(fault), "no fault of its own", "please report it with the command.")
+    _fail(error, "Fault", f"{traceback.format_exc()}\nThis is a fault of compressor: please report it.", FAULT)
 
 
 def _fail(error: CompressorError, kind: str, words: str, code: int) -> NoReturn:
