@@ -153,7 +153,7 @@ def timetable_file(
         table = timetable(
             model, graph, samples, Path(folder), block, batch=batch, threads=threads, seconds=seconds
         )[1]  # fmt: skip
-    return write_table(out, table, {"model": spec, "machine": machine(), "versions": versions()})
+    return write_table(Path(out).expanduser(), table, {"model": spec, "machine": machine(), "versions": versions()})
 
 
 PLANNED = ("torchvision:resnet50", "torchvision:vit_l_16", LLM)

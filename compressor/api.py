@@ -73,7 +73,7 @@ class Result:
         `compressor.sources.models.Source.as_dict` gives it) only `load(DIR, factory=...)` can read the bundle.
         Of several processes the first writes. Raises UsageError where nothing can be written.
         """
-        path, variants = Path(folder), parse_precisions(tuple(precision))
+        path, variants = Path(folder).expanduser(), parse_precisions(tuple(precision))
         how: dict[str, Any] = {"keep_failed": keep_failed, "onnx": onnx, "precision": variants}
         self.record = from_first(lambda: write(self, path, source=source, report=report, **how))
         return path
@@ -177,7 +177,7 @@ def verify(
     SourceError where that, or a file of the bundle, is not what it was. `trust_source` as in `load`.
     """
     with trusting(trust_source):
-        return verify_bundle(Path(folder), data, factory=factory, original=original, metric=metric).verdict
+        return verify_bundle(Path(folder).expanduser(), data, factory=factory, original=original, metric=metric).verdict
 
 
 def load(

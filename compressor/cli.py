@@ -5,6 +5,7 @@ Standard output is for results only; progress and messages go to standard error.
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import sys
@@ -16,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from compressor.errors import CompressorError, UsageError
+from compressor.errors import CompressorError, SourceError, UsageError
 from compressor.flags import (
     Again,
     Align,
@@ -71,9 +72,10 @@ def _run_job(job: Any, out: str, resume: bool, force: bool, as_json: bool) -> No
         record = run(job, out, resume=resume, force=force, report=report)
     if processes()[0] > 0:
         return  # the first process speaks
-    files = sorted(path.name for path in Path(out).iterdir() if path.is_file() and not path.name.startswith("."))
+    place = Path(out).expanduser()
+    files = sorted(path.name for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
     view = analyze_view if job.analyze else lambda record: summary(record, folder=out, files=files)
-    emit(json.loads((Path(out) / "record.json").read_bytes()), lambda: view(record), as_json)
+    emit(json.loads((place / "record.json").read_bytes()), lambda: view(record), as_json)
     value = "passed" if record.verdict is None or record.nothing_to_do else record.verdict.value
     raise typer.Exit(EXIT[value])
 
@@ -217,7 +219,9 @@ def frontier(
         found = run(job, out, resume=resume, force=force, report=report)
     if processes()[0] > 0:
         return  # the first process speaks
-    emit(json.loads((Path(out) / "frontier.json").read_bytes()), lambda: frontier_view(found, out), as_json)
+    emit(
+        json.loads((Path(out).expanduser() / "frontier.json").read_bytes()), lambda: frontier_view(found, out), as_json
+    )
     raise typer.Exit(0 if found.best else EXIT[found.points[0].verdict.value])
 
 
@@ -232,7 +236,7 @@ def verify(
     from compressor.report.judged import verify_view
     from compressor.verification import verify_named
 
-    found = verify_named(Path(folder), data, seed, checkpoint)
+    found = verify_named(Path(folder).expanduser(), data, seed, checkpoint)
     emit(found.as_dict(), lambda: verify_view(found.as_dict()), as_json)
     raise typer.Exit(EXIT[found.worst.value])
 
@@ -272,11 +276,12 @@ def export(
         raise UsageError("--format", kind, "onnx", "other formats come later")
     if (precision is None) != (data is None):
         raise UsageError("--precision and --data", "one of them", "both or none", "variants are judged on data.")
-    made = export_bundle(Path(folder), shape)
+    place = Path(folder).expanduser()
+    made = export_bundle(place, shape)
     if precision is None or data is None:
         emit(made, lambda: f"{made['path']}: opset {made['opset']}, {made['bytes']:,} bytes", as_json)
         return
-    found = export_variants(Path(folder), precision, data, checkpoint)
+    found = export_variants(place, precision, data, checkpoint)
     emit({**made, **found}, lambda: variants_view(found), as_json)
     raise typer.Exit(max((EXIT[one["verdict"]["value"]] for one in found["variants"]), key=(0, 4, 1).index, default=3))
 
@@ -295,7 +300,8 @@ def main(arguments: list[str] | None = None) -> None:
         with stoppable(), launched(next(iter(_given), None)):
             code = app(list(_given), prog_name="compressor", standalone_mode=False)
     except Stopped as stopped:
-        again = "repeat the same command with --resume." if {"--out", "run"} & set(_given) else "repeat the command."
+        words = {word.partition("=")[0] for word in _given}
+        again = "repeat the same command with --resume." if {"--out", "run"} & words else "repeat the command."
         error = CompressorError("compressor", str(stopped), "time to finish", again)
         _fail(error, "Stopped", f"stopped by {stopped}: {again}", stopped.exit_code)
     except CompressorError as error:
@@ -303,10 +309,25 @@ def main(arguments: list[str] | None = None) -> None:
     except _USAGE as wrong:
         error = UsageError("command line", wrong.format_message() or "no command", "a command and its options", _help())
         _fail(error, "UsageError", f"error: {error}", error.exit_code)
+    except OSError as refused:
+        if refused.errno not in _SURROUNDINGS:
+            _fault(refused)
+        where = repr(str(refused.filename)) if refused.filename else "temporary files"
+        step = "check the path, its permissions and the space there (TMPDIR: temporary files)."
+        error = SourceError(where, refused.strerror or repr(refused), "a place that can be read and written", step)
+        _fail(error, "SourceError", f"error: {error}", error.exit_code)
     except Exception as fault:  # noqa: BLE001 (ours: shown whole, and never with the exit code of a failed verdict)
-        error = CompressorError("compressor", repr(fault), "no fault of its own", "please report it with the command.")
-        _fail(error, "Fault", f"{traceback.format_exc()}\nThis is a fault of compressor: please report it.", FAULT)
+        _fault(fault)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_SURROUNDINGS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the machine refuses: paths, permissions and space are the user's to look after."""
+
+
+def _fault(fault: Exception) -> NoReturn:
+    error = CompressorError("compressor", repr(fault), "no fault of its own", "please report it with the command.")
+    _fail(error, "Fault", f"{traceback.format_exc()}\nThis is a fault of compressor: please report it.", FAULT)
 
 
 def _fail(error: CompressorError, kind: str, words: str, code: int) -> NoReturn:

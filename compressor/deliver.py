@@ -59,7 +59,8 @@ def write(
             report("export", 0.3)
             _export(result, folder, record, report, precision)
     record["files"] = hashes(folder)
-    record["seconds"]["export"] = round(time.perf_counter() - started, 3)
+    taken = round(time.perf_counter() - started, 3)
+    record["seconds"] |= {"export": taken, "total": round(record["seconds"].get("total", 0.0) + taken, 3)}
     write_record(record, folder)
     return record
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from compressor.algebra.answers import hits
 from compressor.candidates import Made, search_row, timed
-from compressor.observe import from_first
+from compressor.observe import Classes, from_first
 from compressor.outcome import Outcome
 from compressor.planning.search import Candidate
 from compressor.records import Verdict
@@ -107,13 +108,18 @@ def take(outcome: Outcome, chosen: Made, court: Courtroom, verdict: Verdict) -> 
     if not chosen.plan.kept and not court.start.turned:
         outcome.nothing_to_do = "every unit stays at the size that was asked for"
     outcome.plan, outcome.size, outcome.verdict = chosen.plan, chosen.size, verdict
-    classes = court.start.score is None
-    outcome.fidelity = fidelity(court.original, court.after(chosen), court.original.labels, classes).as_dict()
+    outcome.fidelity = nearness(court.original, court.after(chosen), court.start)
     outcome.judged_on, outcome.recovered = court.original, chosen.recovered
     if chosen.recovered is not None and not chosen.recovered["kept"]:
         outcome.warnings.append("Recovery lost on the tune split: the network is the one from before it.")
     if chosen.recovered is not None and chosen.recovered["stopped"] is not None:
         outcome.warnings.append(f"Recovery ended early: {chosen.recovered['stopped']}.")
+
+
+def nearness(before: Outputs, after: Outputs, start: Start) -> dict[str, Any]:
+    """How near outputs are to the original's, as the record has it: class by class only where no score judges them."""
+    classes = isinstance(start.likelihood, Classes)
+    return fidelity(before, after, before.labels, classes and start.score is None).as_dict(classes)
 
 
 def judge_plain(outcome: Outcome, start: Start) -> None:
@@ -123,7 +129,7 @@ def judge_plain(outcome: Outcome, start: Start) -> None:
     if start.answers is not None or start.turned:
         before = outputs_of(start.answers or _as_given(start.before, start.model), start.data.judge)
     outcome.verdict = verdict_of(before, after, start)
-    outcome.fidelity = fidelity(before, after, before.labels, start.score is None).as_dict()
+    outcome.fidelity = nearness(before, after, start)
     outcome.judged_on = before
 
 

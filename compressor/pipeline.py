@@ -11,8 +11,7 @@ from torch import nn
 
 from compressor.candidates import timed
 from compressor.clock import missed
-from compressor.judgement import finished, judge_candidates, judge_plain
-from compressor.observe import Classes
+from compressor.judgement import finished, judge_candidates, judge_plain, nearness
 from compressor.options import Options
 from compressor.outcome import Outcome
 from compressor.planning.search import LIMIT, search
@@ -25,7 +24,6 @@ from compressor.units.program import copied
 from compressor.units.sizes import size_of
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import outputs_of
-from compressor.verify.fidelity import fidelity
 from compressor.verify.scores import Score
 from compressor.workbench import Answers, Start, explained, open_bench, prepare, some
 
@@ -122,8 +120,7 @@ def _exact(start: Start) -> Outcome:
         after = outputs_of(copied(small), judge, check=False)
         given = start.answers is not None and before.dtype.itemsize > 2
         outcome.verdict = judging.judge_outputs(before, after, judging.FILE_TOLERANCE if given else None)
-        classes = start.score is None and isinstance(start.likelihood, Classes)
-        outcome.fidelity = fidelity(before, after, before.labels, classes).as_dict()
+        outcome.fidelity = nearness(before, after, start)
         outcome.judged_on = before
     return outcome
 

@@ -67,7 +67,7 @@ def replay(record: str | Path, out: str | Path | None = None, report: Report = s
     where it names code that this user has not named (see `sources.consent`), and UsageError for a record that was made
     from Python objects: those cannot be found again.
     """
-    path = Path(record)
+    path = Path(record).expanduser()
     path = path / RECORD if path.is_dir() else path
     old = read_record(path).model_dump(mode="json")
     job = job_of(old)
@@ -181,7 +181,7 @@ def _short(value: Any) -> str:
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
-        yield Path(out)
+        yield Path(out).expanduser()
         return
     with tempfile.TemporaryDirectory(prefix="compressor-replay-") as folder:
         yield Path(folder) / "result"

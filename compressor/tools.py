@@ -43,7 +43,8 @@ def bench(
     from compressor.export.latency import compare_latency
     from compressor.report.views import bench_view
 
-    paths = [Path(file) / "model.onnx" if Path(file).is_dir() else Path(file) for file in files]
+    named = [Path(file).expanduser() for file in files]
+    paths = [path / "model.onnx" if path.is_dir() else path for path in named]
     found = compare_latency(paths, batch=batch, threads=threads, seconds=seconds).as_dict()
     emit(found, lambda: bench_view(found), as_json)
 

@@ -76,7 +76,7 @@ def open_bundle(folder: str | Path, factory: Callable[..., nn.Module] | None = N
 
     SourceError where its network was handed over in Python, so that only `factory` can build it again.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     source = read_manifest(folder).source
     if factory is None and source.get("kind") == "object":
         raise SourceError(

@@ -188,10 +188,11 @@ def _refuse_targets(part: Samples, probe: Outputs, judged: bool) -> None:
                 "--metric file.py:function, higher is better (`1 - error / limit` for a regression); where they are "
                 "class numbers, give them as whole numbers (`labels.long()`).",
             )  # fmt: skip
-    elif probe.logits.dim() > 2 and judged:
-        fitting_labels(part.labels, (len(part), *probe.logits.shape[1:]), f"{part.name}, labels")
-    elif probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
+        return
+    if probe.logits.dim() == 2 and probe.logits.shape[1] > 1:
         refuse_labels(part, probe.logits.shape[1])
+    if judged:
+        fitting_labels(part.labels, (len(part), *probe.logits.shape[1:]), f"{part.name}, labels")
 
 
 def _refuse_other_answers(rebuilt: Outputs, given: Outputs) -> None:
@@ -234,7 +235,7 @@ def explained(start: Start) -> tuple[Workshop, Outcome]:
             shop.graph,
             outcome.found,
             samples,
-            predicted,
+            predicted / start.likelihood.positions,  # what is measured is per position
             seed=options.seed,
             below=thresholds.removable,
             likelihood=start.likelihood,

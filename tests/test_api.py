@@ -178,3 +178,9 @@ def test_layers_that_were_measured_on_too_few_samples_are_warned_of():
         record = compressor.compress(model, rows[:count], keep="params=0.7", align=1, max_drop=50).record
         said = [text for text in record["warnings"] if "60 inputs on" in text]
         assert bool(said) is expected
+
+
+def test_one_hot_labels_are_refused_before_any_work() -> None:
+    x = inputs(60)
+    with pytest.raises(DataError, match=r"calibrate data, labels: .*not one-hot"):
+        compressor.compress(network(), (x, torch.eye(4, dtype=torch.int64)[torch.arange(60) % 4]), keep="params=0.6")

@@ -185,6 +185,9 @@ def test_place_where_no_folder_can_be(home: Path, terminal: Terminal) -> None:
         (("inspect", MODEL, "--input", "7"), 3),
         (("analyze", "net.py:raises", "--data", DATA, "--out", "out"), 3),
         (("run", "nowhere.yaml"), 2),
+        (("verify", "n" * 300, "--data", DATA), 3),
+        (("compress", "n" * 300 + ".py:net", "--data", DATA, "--out", "out"), 3),
+        (("compress", MODEL, "--data", DATA, "--out", "n" * 300), 2),
     ],
 )
 def test_other_commands(home: Path, terminal: Terminal, arguments: tuple[str, ...], code: int) -> None:

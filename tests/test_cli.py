@@ -58,6 +58,8 @@ def test_a_whole_run(bundles: Path) -> None:
     assert found["compressed"]["params"] <= 0.8 * found["original"]["params"]
     assert found["onnx"]["agreement"] == 100
     assert found["onnx"]["latency_ratio"] > 0
+    stages = {name: taken for name, taken in found["seconds"].items() if name != "total"}
+    assert found["seconds"]["total"] >= max(stages.values())
     assert found["onnx_verdict"]["value"] == "passed"
     assert found["options"]["checkpoint"] == str((bundles / "weights.pt").resolve())
     assert found["data"]["described"]["input_shape"] == [6]
@@ -252,3 +254,14 @@ def test_inspect_and_doctor(home: Path, terminal: Terminal) -> None:
     assert terminal("inspect", "net.py:net", "--input", "6") == 0
     assert terminal("--help") == 0
     assert terminal("compress", "--help") == 0
+
+
+def test_the_home_folder_is_known_wherever_a_folder_is_named(
+    small: Path, home: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    assert terminal("analyze", "net.py:net", "--data", "net.py:data", "--out", "~/found", "--json") == 0
+    assert terminal.json() == record(home / "found")
+    assert terminal("export", f"~/{small.name}", "--json") == 0
+    compressor.load(f"~/{small.name}")
+    assert not Path("~").exists()

@@ -130,7 +130,7 @@ def test_a_signal_ends_it_with_a_message_and_it_can_be_resumed(
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "finished", stopped)
-        assert terminal(*asked, "--out", "out") == 128 + number
+        assert terminal(*asked, "--out=out") == 128 + number
     assert f"stopped by {number.name}" in terminal.err
     assert "--resume" in terminal.err
     assert "Traceback" not in terminal.err

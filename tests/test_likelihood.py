@@ -138,6 +138,9 @@ def test_a_regression_of_two_outputs_loses_less_than_if_read_as_classes(monkeypa
     assert right.verdict is not None
     assert wrong.verdict is not None
     assert right.verdict.difference > -1
+    nearness = right.record["fidelity"]
+    assert [nearness[name] for name in ("agreement", "kl")] == [None, None]  # numbers have no largest score
+    assert nearness["max_abs_change"] > 0
     assert wrong.verdict.difference < 3 * right.verdict.difference - 1
     assert right.record["ablation"]["rank_correlation"] > 0.9
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.algebra.moments import varying
+
 PENDING = 128
 AT_ONCE = 4096
 """Columns of an inverse that are solved for together: solving takes twice their memory beside it."""
@@ -29,7 +31,7 @@ def precision(covariance: Tensor, ridge: float, consume: bool = False) -> tuple[
     `consume` the memory of `covariance` is worked in: of wide layers two matrices and a part are there at a time.
     """
     variance = covariance.diagonal().clamp_min(0)
-    alive = variance > variance.max().clamp_min(1e-300) * 1e-12
+    alive = varying(variance)
     scale = torch.where(alive, variance, torch.ones_like(variance)).sqrt()
     correlation = covariance.div_(scale[:, None]) if consume else covariance / scale[:, None]
     correlation.div_(scale[None, :])
@@ -105,12 +107,13 @@ class TapState:
             return self._cost
         if self._views is not None:
             inverse_blocks, weight_blocks = self._views[-2:]
-            cost = (weight_blocks / np.maximum(inverse_blocks, 1e-300)).ravel()
+            with np.errstate(over="ignore"):  # infinite: never the cheapest
+                cost = (weight_blocks / np.maximum(inverse_blocks, 1e-300)).ravel()
         else:
             filler = torch.eye(self._index.shape[1], dtype=self.inverse.dtype, device=self.inverse.device)
             blocks = torch.where(self._alive[:, None, None] > 0, self._inverse_blocks, filler)
             cost = _numbers(torch.linalg.solve(blocks, self._weight_blocks).diagonal(dim1=1, dim2=2).sum(1))
-        self._cost = np.maximum(cost, 0) * self._live
+        self._cost = np.where(self._live, np.maximum(cost, 0), 0.0)
         return self._cost
 
     def drop(self, unit: int) -> None:

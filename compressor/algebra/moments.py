@@ -17,6 +17,16 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def varying(variance: Tensor) -> Tensor:
+    """Which regressors (D) vary, bool: as far as float32 products can tell, which hardly have a digit below its
+    smallest normal number, and next to the one that varies most.
+
+    >>> varying(torch.tensor([1.0, 1e-9, 1e-13])), varying(torch.tensor([1e-39, 0.0]))
+    (tensor([ True,  True, False]), tensor([False, False]))
+    """
+    return variance > (variance.max() * 1e-12).clamp_min(torch.finfo(torch.float32).tiny)
+
+
 @dataclass
 class Moments:
     """Sums over rows x (R, D), taken relative to a fixed `shift` (D): count, Σ(x-shift), Σ(x-shift)(x-shift)ᵀ.

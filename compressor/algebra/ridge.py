@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.algebra.moments import wide
+from compressor.algebra.moments import varying, wide
 
 
 def solve_ridge(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float) -> Tensor:
@@ -17,7 +17,7 @@ def solve_ridge(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float) -> Ten
     variance, so large and small channels are treated alike; where the data say nothing, the prior stands.
     """
     variance = gram.diagonal().clamp_min(0)
-    alive = variance > variance.max().clamp_min(1e-300) * 1e-12
+    alive = varying(variance)
     scale = torch.where(alive, variance, torch.ones_like(variance)).sqrt()
     system = torch.where(alive[:, None] & alive[None, :], gram / scale[:, None] / scale[None, :], 0.0)
     system.diagonal().copy_(torch.ones_like(variance) + ridge + 1e-9)

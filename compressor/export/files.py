@@ -207,17 +207,16 @@ def _plain(value: Any, place: str) -> Any:
 
 def _make(path: Path) -> bool:
     """Make the folder if it is not there (True); UsageError if that cannot be."""
-    if path.is_dir():
-        return False
     where = f"output folder '{path}'"
-    if path.exists() or path.is_symlink():
-        raise UsageError(where, "a file", "a folder, or a path where one can be made", "choose another folder.")
     try:
+        if path.is_dir():
+            return False
+        if path.exists() or path.is_symlink():
+            raise UsageError(where, "a file", "a folder, or a path where one can be made", "choose another folder.")
         path.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(
-            where, f"a file on the way ({error.filename})", "folders only", "choose another folder."
-        ) from None
+    except (FileExistsError, NotADirectoryError):
+        file = next((place for place in path.parents if place.exists() and not place.is_dir()), path)
+        raise UsageError(where, f"a file on the way ({file})", "folders only", "choose another folder.") from None
     except OSError as error:
         raise _unwritable(where, error) from None
     return True

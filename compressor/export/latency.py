@@ -53,6 +53,23 @@ class FileLatency:
         return self.interval[1] < 1.0
 
 
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """Names of files, each with the folders that tell it from others of its name.
+
+    >>> told_apart([Path("/runs/a/model.onnx"), Path("/runs/b/model.onnx"), Path("/runs/first.onnx")])
+    ['a/model.onnx', 'b/model.onnx', 'first.onnx']
+    """
+    whole = [Path(path).resolve().parts for path in paths]
+    names = []
+    for parts in whole:
+        others = [other for other in whole if other != parts]
+        length = 1
+        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        names.append("/".join(parts[-length:]))
+    return names
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyComparison:
     """All files, in the order given; the first is the base. `calls` are the calls behind one timing."""
@@ -66,10 +83,10 @@ class LatencyComparison:
     seed: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form, with names of files only."""
+        """The JSON form, with names of files; of files of one name with as many folders as tell them apart."""
         plain = asdict(self)
-        for entry in plain["files"]:
-            entry["path"] = entry["path"].name
+        for entry, name in zip(plain["files"], told_apart([file.path for file in self.files]), strict=True):
+            entry["path"] = name
             entry["interval"] = list(entry["interval"])
         return {**plain, "files": list(plain["files"]), "confidence": CONFIDENCE}
 

@@ -31,8 +31,8 @@ BATCH = 128
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """Predicted and measured loss in nats per sample of taking units out, and the share of equal argmaxes (of outputs
-    that are numbers: of their variance that stays)."""
+    """Predicted and measured loss in nats per sample (and position of a map) of taking units out, and the share of
+    equal argmaxes (of outputs that are numbers: of their variance that stays)."""
 
     units: tuple[int, ...]
     kind: str
@@ -85,10 +85,10 @@ def confirm_removable(
     """Ablate a seeded sample of units one at a time: removable ones, and a third needed ones (more where few
     are removable); then all removable ones together.
 
-    The loss is that of `likelihood` (for classes the mean KL(original || ablated)) in nats over at most `most`
-    of `samples` (evenly spaced), `predicted[unit]` its prediction, `below` what a removable unit may lose (the
-    largest predicted loss of a removable unit if not given). The model is run in eval mode on its own device,
-    once per unit tried; its modes and hooks are as before afterwards.
+    The loss is that of `likelihood` (for classes the mean KL(original || ablated), at every position) in nats over at
+    most `most` of `samples` (evenly spaced), `predicted[unit]` its prediction, `below` what a removable unit may lose
+    (the largest predicted loss of a removable unit if not given). The model is run in eval mode on its own device, once
+    per unit tried; its modes and hooks are as before afterwards.
     """
     if len(samples) > most:
         samples = samples.take(np.arange(most) * len(samples) // most)
@@ -207,7 +207,7 @@ def reference(
 
 
 def answers(model: nn.Module, samples: Samples, likelihood: Likelihood) -> Tensor:
-    """(N, K) as the likelihood reads them."""
+    """(N, K) or (N, K, P), as the likelihood reads them."""
     anything = next(iter(model.parameters()))
     parts = []
     for batch in batches(samples, BATCH, anything.device, floating(model)):

@@ -116,7 +116,8 @@ def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Repo
         places = [folder / name for name in names(found.measure, [point.asked for point in found.points])]
         pairs = zip(found.points, places, strict=True)
         records = [_saved(job, point, found, data, source, place, used, report) for point, place in pairs]
-        seconds = {**found.seconds, "export": round(time.perf_counter() - begun, 3)}
+        taken = round(time.perf_counter() - begun, 3)
+        seconds = {**found.seconds, "export": taken, "total": round(found.seconds["total"] + taken, 3)}
         record = _assembled(job, found, records, seconds)
         only_first(lambda: _written(record, folder))
     except Exception:  # as in `compressor.jobs`

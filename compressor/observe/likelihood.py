@@ -22,9 +22,17 @@ TINY = 1e-12
 LEAST_PROBABILITY = 1e-7
 """Smaller ones are rounding."""
 
+_MOST_SCORES = 1 << 16
+"""Scores of a map that are read of a sample, or a sixteenth of all where that is more: every sample's are kept."""
+
 
 class Likelihood(Protocol):
     """What the answers mean."""
+
+    @property
+    def positions(self) -> int:
+        """How many losses of a sample `sampled` adds up, of which `apart` has the mean."""
+        ...
 
     def sampled(self, output: Tensor, ids: Tensor, key: int) -> Tensor:
         """A scalar whose squared gradients are, on average over the noise, the curvature of the loss in nats.
@@ -34,11 +42,11 @@ class Likelihood(Protocol):
         ...
 
     def read(self, output: Tensor) -> Tensor:
-        """Answers (N, ...) as rows (N, K) for `apart`, in float64 where the device has it."""
+        """Answers (N, ...) as rows (N, K), or maps (N, K, P), for `apart`; in float64 where the device has it."""
         ...
 
     def apart(self, before: Tensor, after: Tensor) -> tuple[float, float]:
-        """Mean loss in nats of `after` where `before` is right, and how far they are the same, from 0 to 1."""
+        """Mean loss in nats per position of `after` where `before` is right, and how far they are the same, 0 to 1."""
         ...
 
 
@@ -46,16 +54,18 @@ class Likelihood(Protocol):
 class Classes:
     """Scores (N, C, ...) of classes: categorical answers, maps included. A single score z is the two classes (0, z)."""
 
+    positions: int = 1
+
     def sampled(self, output: Tensor, ids: Tensor, key: int) -> Tensor:
         """The log-likelihood of labels drawn from the network's own answers."""
         return sampled_log_likelihood(output, ids, key)
 
     def read(self, output: Tensor) -> Tensor:
-        """Log-probabilities (N, C); scores of maps are averaged over positions first."""
-        scores = output.flatten(2).mean(2) if output.dim() > 2 else output
+        """Log-probabilities (N, C), or (N, C, P) of maps: of positions evenly spread where there are many."""
+        scores = _some_positions(output.flatten(2)) if output.dim() > 2 else output
         scores = scores.to(wide(scores.device))
         if scores.dim() == 1 or scores.shape[1] == 1:
-            scores = beside_zero(scores.reshape(len(scores), 1))
+            scores = beside_zero(scores.reshape(len(scores), 1, *scores.shape[2:]))
         return torch.log_softmax(scores, 1)
 
     def apart(self, before: Tensor, after: Tensor) -> tuple[float, float]:
@@ -74,7 +84,7 @@ class Probabilities(Classes):
         return super().sampled(self._scores(output), ids, key)
 
     def read(self, output: Tensor) -> Tensor:
-        """Log-probabilities (N, C); those of maps are averaged over positions first."""
+        """As `Classes.read`."""
         return super().read(self._scores(output))
 
     def _scores(self, output: Tensor) -> Tensor:
@@ -96,6 +106,11 @@ class Numbers:
     """
 
     scale: Tensor
+
+    @property
+    def positions(self) -> int:
+        """One: the loss is an average over outputs from the start."""
+        return 1
 
     def sampled(self, output: Tensor, ids: Tensor, key: int) -> Tensor:
         """Outputs with random signs: their gradients' squares are on average those of the Gauss-Newton matrix."""
@@ -142,10 +157,21 @@ def likelihood_of(outputs: Tensor, labels: Tensor | None, scored: bool) -> Likel
 
 def _classes(outputs: Tensor) -> Classes:
     """Whether answers are probabilities already: none negative, and every row adds up to one."""
+    positions = math.prod(outputs.shape[2:])
     if outputs.dim() < 2 or outputs.shape[1] < 2:
-        return Probabilities() if single_probabilities(outputs) else CLASSES
+        return Probabilities(positions) if single_probabilities(outputs) else Classes(positions)
     adds_up = (outputs.float().sum(1) - 1).abs().max() <= 1e-3
-    return Probabilities() if bool(adds_up) and bool((outputs >= 0).all()) else CLASSES
+    return Probabilities(positions) if bool(adds_up) and bool((outputs >= 0).all()) else Classes(positions)
+
+
+def _some_positions(scores: Tensor) -> Tensor:
+    """Scores (N, C, P) at evenly spread positions, so that those of many samples can be kept."""
+    classes, positions = scores.shape[1:]
+    count = min(positions, max(1, _MOST_SCORES // classes, positions // 16))
+    if count == positions:
+        return scores
+    places = (2 * torch.arange(count, device=scores.device) + 1) * positions // (2 * count)
+    return scores.index_select(2, places)
 
 
 def _class_numbers(outputs: Tensor, labels: Tensor) -> bool:

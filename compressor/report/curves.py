@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from rich.table import Table
 
+from compressor.report.tables import cells, plain_table
+
 OURS = "ours"
 _TICKS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.13, 0.09, 0.06, 0.04, 0.03, 0.02, 0.01)
 _WORDS = {"params": "parameters kept", "macs": "multiply-accumulates kept"}
@@ -62,9 +64,8 @@ def comparison_view(found: Mapping[str, Any]) -> Table:
     """One row per method: the smallest share at the allowed loss for each seed, and points lost per size."""
     sizes = sorted({c["share"] for m in found["methods"].values() for c in m["cells"]}, reverse=True)
     seeds = [network["seed"] for network in found["networks"]]
-    table = Table(title=f"{_WORDS[found['measure']]} at no more than {found['allowed']:g} points lost", box=None)
-    for heading in ["method", *(f"seed {seed}" for seed in seeds), *(f"{size:.0%}" for size in sizes)]:
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    table = plain_table("method", *(f"seed {seed}" for seed in seeds), *(f"{size:.0%}" for size in sizes))
+    table.title = f"{_WORDS[found['measure']]} at no more than {found['allowed']:g} points lost"
     for name, method in sorted(found["methods"].items(), key=lambda pair: _order(pair[1])):
         ends = [method["reached"][str(seed)] for seed in seeds]
         good = [cell for cell in method["cells"] if "error" not in cell]
@@ -72,7 +73,7 @@ def comparison_view(found: Mapping[str, Any]) -> Table:
             f"{_mean(good, size, found['measure'])[1]:.2f}" if any(c["share"] == size for c in good) else ""
             for size in sizes
         ]
-        table.add_row(name, *(f"{'<' if e['censored'] else ''}{e['share']:.1%}" for e in ends), *lost)
+        table.add_row(*cells(name, *(f"{'<' if e['censored'] else ''}{e['share']:.1%}" for e in ends), *lost))
     return table
 
 

@@ -115,6 +115,11 @@ def read_stream(stream: Iterable[Any], batched: bool, limit: int = READ_LIMIT) -
     known = [as_labels(_tensor(label)) for label in labels if label is not None]
     if known and len(known) != len(labels):
         raise _half_labelled()
+    if any(label.dim() == 0 for label in known):
+        raise DataError(
+            "data stream", "one label to an item, as of a single sample", "batches: inputs (N, ...) and N labels",
+            "wrap it in a list, or in a torch IterableDataset, which is read sample by sample.",
+        )  # fmt: skip
     return MemoryStore(join(inputs, torch.cat), torch.cat(known) if known else None)
 
 

@@ -50,9 +50,10 @@ class Fidelity:
     worst_class: WorstClass | None
     samples: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form; infinity becomes None."""
-        plain = asdict(self)
+    def as_dict(self, classes: bool = True) -> dict[str, Any]:
+        """The JSON form; infinity becomes None. Without `classes` the outputs are numbers: they have no largest score,
+        and no divergence."""
+        plain = asdict(self) | ({} if classes else {"agreement": None, "kl": None})
         return {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in plain.items()

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from compressor.algebra import elimination
 from compressor.algebra.elimination import QuadraticState, TapState, eliminate, precision
+from compressor.algebra.moments import Moments
+from compressor.algebra.ridge import solve_ridge
 
 
 @dataclass
@@ -239,3 +241,15 @@ def test_wide_layers_need_little_more_than_two_matrices_at_a_time() -> None:
     """Those of 16,384 units take 2 GB each."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.8  # beside the covariance; five without care
+
+
+def test_signals_that_float32_hardly_holds_end_no_run():
+    """Moments of an untrained deep network may be all rounding: not positive definite, whatever the ridge."""
+    rows = torch.randn(400, 30, generator=torch.Generator().manual_seed(0)) * 1e-21
+    moments = Moments.empty(torch.zeros(30))
+    moments.add(rows)
+    inverse, alive = precision(moments.covariance(), 1e-3)
+    assert not alive.any()
+    assert torch.isfinite(inverse).all()
+    weight = solve_ridge(moments.gram, moments.gram[:2], torch.zeros(2, 30, dtype=torch.float64), 1e-3)
+    assert torch.isfinite(weight).all()

@@ -184,6 +184,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     for bad in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(UsageError, match="a file"):
             claim_folder(bad)
+    with pytest.raises(UsageError, match=r"on the way \(.*file\)"):
+        claim_folder(tmp_path / "file" / "deeper")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="a file"):
         claim_folder(tmp_path / "dangling")

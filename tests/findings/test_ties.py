@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import compressor
 from compressor.findings.ablation import ablated, answers, reference
 from compressor.findings.together import measured_limit
 from compressor.observe import CLASSES
@@ -33,3 +34,32 @@ def test_all_units_up_to_the_limit_were_taken_out_together(ties: int) -> None:
             measured = CLASSES.apart(whole, answers(model, samples, CLASSES))[0]
     assert measured <= ALLOWANCE
     assert bool(admitted) == (ties < 12)
+
+
+class _Halves(nn.Module):
+    """Unit 0 raises class 0 in the left half of a map as much as class 1 in the right half; on average it does
+    nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.write, self.read = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1)
+        self.write.weight.data = torch.tensor([[1.0], [0.001]])[:, :, None, None]
+        self.write.bias.data.zero_()
+        self.read.weight.data = torch.tensor([[4.0, 0.01], [-4.0, 0.0]])[:, :, None, None]
+        self.read.bias.data.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.read(self.write(x))
+
+
+def test_a_unit_that_only_moves_answers_within_a_map_is_needed() -> None:
+    x = torch.randn(600, 1, 4, 4, generator=torch.Generator().manual_seed(0)).abs()
+    x[..., 2:] = -x[..., :2]
+    labels = (x[:, 0] < 0).long()
+
+    found = compressor.analyze(_Halves().eval(), (x, labels))
+
+    assert [found["findings"][kind] for kind in ("needed", "removable")] == [1, 1]
+    tried = {one["units"][0]: one for one in found["ablation"]["tried"]}
+    assert tried[0]["measured"] > 0.3 > 100 * tried[1]["measured"]
+    assert 0.1 < tried[0]["measured"] / tried[0]["predicted"] < 10

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from compressor.errors import SourceError
 from compressor.report.judged import verify_view
+from compressor.report.tables import cells, plain_table
 from compressor.report.text import (
     MOST_ROWS,
     analyze_view,
@@ -179,3 +180,17 @@ def test_doctor_shows_what_is_there_and_what_is_not():
     assert "16, measured in 2.9 s" in text
     assert "No problem found." in text
     assert "problem: no onnxruntime" in shown(doctor_view({"problems": ["no onnxruntime"]}))
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 75, 120])
+def test_no_width_of_a_terminal_cuts_a_figure_or_a_name(width):
+    heads = ("layer", "units", "samples per unit", "prunable share", "R95 of noise", "interval")
+    rows = [("stem.first", "1,024", "5.42 (few)", "31 %", "0.0825", "[-0.19, +1.26]"), ("b", "", "7", "", "", "[0, 1]")]
+    table = plain_table(*heads)
+    for row in rows:
+        table.add_row(*cells(*row))
+    said = shown(table, width)
+    assert all(len(line) <= width for line in said.splitlines())
+    joined = "".join(said.split())
+    assert all("".join(cell.split()) in joined for row in rows for cell in row)
+    assert width == 120 or "stem.first:units1,024,samplesperunit5.42(few)" in joined

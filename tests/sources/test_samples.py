@@ -202,3 +202,8 @@ def test_batches_cover_all_samples_and_none_is_single_if_that_can_be_helped(coun
     sizes = [stop - start for start, stop in found]
     assert max(sizes) <= size
     assert count == 1 or size < 3 or min(sizes) > 1
+
+
+def test_samples_where_batches_are_expected_are_refused():
+    with pytest.raises(DataError, match="one label to an item"):
+        as_samples((torch.zeros(1, 4), number) for number in range(5))
