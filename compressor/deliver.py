@@ -131,24 +131,33 @@ def _judged(result: Result, folder: Path, record: dict[str, Any], precision: Seq
     return made
 
 
+def _given_file(record: dict[str, Any]) -> Path | None:
+    """The ONNX file that is the original, as long as it is there."""
+    source = record.get("source") or {}
+    place = Path(source["place"]) if source.get("kind") == "onnx" else None
+    return place if place is not None and place.is_file() else None
+
+
 def time_files(
     original: nn.Module, inputs: Any, folder: Path, record: dict[str, Any], variants: Sequence[Variant]
 ) -> None:
-    """Note latency and size of the files in the record, against `original`'s own export, in interleaved rounds.
+    """Note latency and size of the files in the record, against `original`'s own export, or the ONNX file that was
+    given, in interleaved rounds.
 
     All on one thread. Where that cannot be, the record gets a warning, and the variants without latencies.
     """
     record["onnx"]["variants"] = [variant.as_dict() for variant in variants]
     with scratch_folder(folder) as scratch:
         try:
-            base = export_onnx(original, inputs, scratch / "original.onnx")
-            files = [base.path, folder / ONNX, *(variant.path for variant in variants)]
+            base = _given_file(record) or export_onnx(original, inputs, scratch / "original.onnx").path
+            files = [base, folder / ONNX, *(variant.path for variant in variants)]
             seconds = LATENCY_SECONDS * len(files) / 2
             compared = compare_latency(files, batch=LATENCY_BATCH, threads=1, seconds=seconds)
-        except (ModelError, SourceError) as error:
+            size = sum(file.stat().st_size for file in (base, base.with_name(f"{base.name}.data")) if file.is_file())
+        except (ModelError, SourceError, UsageError) as error:
             record["warnings"].append(f"Latency was not measured: {error}")
             return
-    record["onnx"]["original_bytes"] = base.bytes
+    record["onnx"]["original_bytes"] = size
     record["onnx"]["latency"] = replace(compared, files=compared.files[:2]).as_dict()
     timed = zip(variants, compared.files[2:], strict=True)
     record["onnx"]["variants"] = [replace(variant, latency=file).as_dict() for variant, file in timed]

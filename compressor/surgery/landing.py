@@ -113,5 +113,7 @@ def _other_operand(end: Node, place: dict[Node, int], product: Node) -> Node | N
             return None
         left, right = user.args
         other = right if left is end else left
-        return other if isinstance(other, Node) and place[other] < place[product] else None
+        if not isinstance(other, Node) or place[other] >= place[product]:
+            return None
+        return other if other.meta["val"].dim() > 1 else None  # a vector is a constant of the sum, in both networks
     return None

@@ -66,6 +66,8 @@ def test_exact_and_verify(home: Path, terminal: Terminal):
     assert [len(group["kept"]) for group in record["groups"] if group["units"] == 12 and len(group["kept"]) < 12] == [6]
     assert record["verdict"]["metric"] == "outputs"
     assert record["source"]["kind"] == "onnx"
+    assert record["onnx"]["original_bytes"] == (home / "wide.onnx").stat().st_size  # the file's, not of another export
+    assert [file["path"] for file in record["onnx"]["latency"]["files"]] == ["wide.onnx", "model.onnx"]
     small = compressor.load(home / "out")
     inputs = torch.randn(9, 6, generator=torch.Generator().manual_seed(3))
     given = load_model("onnx:wide.onnx", base=home)

@@ -214,9 +214,28 @@ class Wrapped(nn.Module):
         return self.head(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
 
 
+class Shifted(nn.Module):
+    """A vector of its own, added to what a layer without bias gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 20), nn.Linear(20, 16, bias=False)
+        self.shift, self.head = nn.Parameter(torch.randn(16)), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.b(torch.relu(self.a(x))) + self.shift))
+
+
 @pytest.mark.parametrize(
     ("build", "shape"),
-    [(Tokens, (7, 5)), (Ups, (2, 6, 6)), (Twice, (6,)), (Wrapped, (2, 6, 6)), (planted.Depthwise, (3, 8, 8))],
+    [
+        (Shifted, (6,)),
+        (Tokens, (7, 5)),
+        (Ups, (2, 6, 6)),
+        (Twice, (6,)),
+        (Wrapped, (2, 6, 6)),
+        (planted.Depthwise, (3, 8, 8)),
+    ],
 )
 def test_other_layers_are_no_worse_than_folded(build: type[nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
