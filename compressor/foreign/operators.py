@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.foreign.building import Building, as_tensor, reshaped
@@ -92,6 +92,10 @@ def activation(at: Building, node: onnx.NodeProto, given: dict[str, Any]) -> Any
     if node.op_type == "Gelu":
         return at.call(functional.gelu, x, approximate=given.get("approximate", "none"))
     if node.op_type == "PRelu":
+        if _by_channel(at, node):
+            layer = nn.PReLU(at.static(node.input[1], node).size)
+            layer.weight = nn.Parameter(torch.from_numpy(at.static(node.input[1], node).reshape(-1).copy()))
+            return at.layer(layer, node.input[1], x)
         slope = at.value(node.input[1])
         negative = at.call(operator.mul, at.call(torch.clamp, x, max=0.0), slope)
         return at.call(operator.add, at.call(torch.relu, x), negative)
@@ -99,6 +103,15 @@ def activation(at: Building, node: onnx.NodeProto, given: dict[str, Any]) -> Any
     for place, name in enumerate(node.input[1:]):
         limits[place] = float(at.static(name, node).reshape(-1)[0]) if name else None
     return at.call(torch.clamp, x, *limits) if limits != [None, None] else x
+
+
+def _by_channel(at: Building, node: onnx.NodeProto) -> bool:
+    """True if a PRelu has one constant slope, or one for each channel, as torch's own layer has."""
+    slope, shape = at.measured.static.get(node.input[1]), at.shape(node.input[0])
+    if slope is None or len(shape) < 2:
+        return False
+    channels = (shape[1], *[1] * (len(shape) - 2))
+    return slope.size == 1 or slope.shape in (channels, (1, *channels))
 
 
 @rule("Softmax", "LogSoftmax")

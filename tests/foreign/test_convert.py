@@ -59,6 +59,11 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "clip": ([make("Clip", ["x", "lo", "hi"], ["y"])], {"lo": f32(-0.5), "hi": f32(0.5)}),
     "clip below": ([make("Clip", ["x", "lo"], ["y"])], {"lo": f32(0.1)}),
     "prelu": ([make("PRelu", ["x", "s"], ["y"])], {"s": np.full((4, 1, 1), 0.3, f32)}),
+    "prelu by channel": (
+        [make("PRelu", ["x", "s"], ["y"])], {"s": np.linspace(-1, 2, 4, dtype=f32).reshape(1, 4, 1, 1)},
+    ),
+    "prelu with one slope": ([make("PRelu", ["x", "s"], ["y"])], {"s": np.full(1, 0.3, f32)}),
+    "prelu along the last axis": ([make("PRelu", ["x", "s"], ["y"])], {"s": np.linspace(-1, 2, 6, dtype=f32)}),
     "arithmetic": (
         [make("Sub", ["x", "c"], ["a"]), make("Div", ["a", "two"], ["b"]), make("Pow", ["b", "two"], ["c2"]),
          make("Sqrt", ["c2"], ["d"]), make("Max", ["d", "c"], ["e"]), make("Min", ["e", "two"], ["y"])],
