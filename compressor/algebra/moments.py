@@ -82,7 +82,7 @@ class Moments:
         found = self.gram / max(self.count, 1)
         found.sub_(torch.outer(centre, centre))
         flat = found.diagonal() <= ROUNDING * centre.square()
-        return found.masked_fill_(flat[:, None], 0.0).masked_fill_(flat[None, :], 0.0) if bool(flat.any()) else found
+        return found.masked_fill_(flat[:, None], 0.0).masked_fill_(flat[None, :], 0.0)
 
     def second(self) -> Tensor:
         """(D, D) E[x xᵀ], not centred."""

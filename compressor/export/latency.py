@@ -195,14 +195,14 @@ def _feeds(models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
     generator = np.random.default_rng(seed)
     values = []
     for (name, kind, said), shape in zip(models[0].signature, _shapes(models), strict=True):
-        if kind not in TYPES or not all(shape[1:]):
+        if kind not in TYPES or None in shape[1:]:
             raise UsageError(
                 f"'{models[0].path}'",
                 f"input '{name}' of {kind} {list(said)}",
                 "a shape that is fixed but for the batch",
                 "give the inputs to time on.",
             )
-        size = tuple(entry or batch for entry in shape)
+        size = tuple(batch if entry is None else entry for entry in shape)
         if not 0 < math.prod(size) <= MOST_NUMBERS:
             raise SourceError(
                 f"'{models[0].path}'", f"input '{name}' of shape {list(size)}", f"1 to {MOST_NUMBERS:,} numbers",
@@ -214,26 +214,26 @@ def _feeds(models: list[OnnxModel], inputs: Inputs | None, batch: int, seed: int
     return [dict(zip(model.inputs, values, strict=True)) for model in models]
 
 
-def _shapes(models: list[OnnxModel]) -> list[list[int]]:
-    """The shape of each input that all files take, 0 where all of them leave a size open: how they call it is theirs.
+def _shapes(models: list[OnnxModel]) -> list[list[int | None]]:
+    """The shape of each input that all files take, None where all of them leave a size open: its name is theirs.
     An open number of tokens is the one that a file says it was made with.
 
     UsageError where they take different inputs.
     """
     first, found = models[0].signature, []
-    length = next((model.length for model in models if model.length), 0)
+    length = next((model.length for model in models if model.length), None)
     for model in models[1:]:
         kinds = [[(kind, len(shape)) for _, kind, shape in one] for one in (first, model.signature)]
         if kinds[0] != kinds[1]:
             raise _other_inputs(models[0], model)
     for place in range(len(first)):
-        sizes = [0] * len(first[place][2])
+        sizes: list[int | None] = [None] * len(first[place][2])
         for model in models:
             for axis, size in enumerate(model.signature[place][2]):
-                if isinstance(size, int) and sizes[axis] not in (0, size):
+                if isinstance(size, int) and sizes[axis] not in (None, size):
                     raise _other_inputs(models[0], model)
                 sizes[axis] = size if isinstance(size, int) else sizes[axis]
-        found.append([sizes[0], sizes[1] or length] if len(sizes) == 2 else sizes)
+        found.append([sizes[0], length] if len(sizes) == 2 and sizes[1] is None else sizes)
     return found
 
 
