@@ -22,6 +22,8 @@ Place = tuple[str, int]
 """A weight and one of its axes; the keys' weight of an attention is read along both."""
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference relative to the largest output that counts as rounding."""
+CHAOS = 1e-4
+"""A network that makes this much of the rounding of its weights, relative to its outputs, tells nothing of a cut."""
 SIGNAL = 1e3
 """A unit has signal if its reach is this many times what counts as rounding."""
 
@@ -51,12 +53,13 @@ class Trial:
                     return ready, dtype
         raise failed(error or RuntimeError("outputs have neither float64 nor float32 values"))
 
-    def difference(self, kept: Kept, draw: int) -> str | None:
+    def difference(self, kept: Kept, draw: int, near: bool = False) -> str | None:
         """None if the network cut to `kept` equals the one that ignores all other units; else what is wrong.
 
-        Draw 0 has the model's own weights, later draws have random ones.
+        Draw 0 has the model's own weights, later draws have random ones; `near` its own where those make so much of
+        rounding that they tell nothing.
         """
-        whole = self._reference(kept, draw)
+        whole = self._reference(kept, draw, near)
         expected = self._forward(whole, self._inputs)
         try:
             got = self._forward(cut(whole, self._graph, kept), self._inputs)
@@ -65,8 +68,13 @@ class Trial:
         if [out.shape for out in got] != [out.shape for out in expected]:
             return "dry run: outputs changed their shape when units were cut"
         worst = _gap(got, expected)
-        if worst <= self.rounding or worst <= self._amplified(whole, expected):
+        if worst <= self.rounding:
             return None
+        blur = self._amplified(whole, expected)
+        if worst <= min(30 * blur, 100 * self.rounding):
+            return None
+        if draw > 0 and not near and blur > CHAOS:
+            return self.difference(kept, draw, near=True)
         return f"dry run: outputs changed by {worst:.0e} when units were cut"
 
     def _amplified(self, whole: nn.Module, expected: list[Tensor]) -> float:
@@ -78,7 +86,7 @@ class Trial:
                 if parameter.is_floating_point():
                     sign = 2.0 * torch.randint(2, parameter.shape, generator=generator) - 1
                     parameter.mul_(1 + torch.finfo(self.dtype).eps * sign.to(parameter))
-        return min(30 * _gap(self._forward(blurred, self._inputs), expected), 100 * self.rounding)
+        return _gap(self._forward(blurred, self._inputs), expected)
 
     def heard(self, kept: Kept, draw: int) -> set[tuple[str, Place, bool]]:
         """Where units can be told: (group, consumer weight's axis, whether among the kept or the dropped units)."""
@@ -124,19 +132,21 @@ class Trial:
             weight.copy_(before)
         return moved
 
-    def _reference(self, kept: Kept, draw: int) -> nn.Module:
-        """A copy that reads only `kept`: with its own weights (draw 0), or with random ones."""
+    def _reference(self, kept: Kept, draw: int, near: bool = False) -> nn.Module:
+        """A copy that reads only `kept`: with its own weights (draw 0), or with random ones, or ones `near` its own."""
         whole = _settled(copy.deepcopy(self._model), self.dtype)
         mask = keep_mask(self._graph, kept)
         generator = torch.Generator().manual_seed(self._seed + 1000 * draw)
         with torch.no_grad():
-            if draw > 0:
+            if draw > 0 and not near:
                 _randomise(whole, self._consumers, mask, generator)
             else:
                 _awaken(whole, generator)
+            if near:
+                _vary(whole, generator)
             for axis in self._consumers:
                 whole.get_parameter(axis.tensor).index_fill_(axis.axis, _gone(axis, mask), 0.0)
-        if draw > 0:
+        if draw > 0 and not near:
             self._restandardise(whole)
             if not all(bool(torch.isfinite(out).all()) for out in self._forward(whole, self._inputs)):
                 return self._reference(kept, draw=0)
@@ -193,6 +203,13 @@ class Trial:
                 size = weight.detach().square().mean().sqrt()
                 reach[axis.tensor, axis.axis] = (weight.grad.square().sum(other).sqrt() * size).numpy()
         return reach
+
+
+def _vary(whole: nn.Module, generator: torch.Generator) -> None:
+    """Every weight times a number of its own between a half and one and a half."""
+    for parameter in whole.parameters():
+        if parameter.is_floating_point():
+            parameter.mul_((0.5 + torch.rand(parameter.shape, generator=generator)).to(parameter))
 
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:
