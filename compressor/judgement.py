@@ -18,6 +18,7 @@ from compressor.records import Verdict
 from compressor.stages import floating
 from compressor.units.dense import given_form
 from compressor.units.grouping import LAYERS
+from compressor.units.modes import home_of
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
@@ -136,7 +137,7 @@ def judge_plain(outcome: Outcome, start: Start) -> None:
 def _as_given(network: nn.Module, original: nn.Module) -> nn.Module:
     """What will be delivered: networks of half precision are worked on in float32 and judged in their own dtype."""
     half = floating(original).itemsize < 4
-    return finished(copy.deepcopy(network), original, next(network.parameters()).device) if half else network
+    return finished(copy.deepcopy(network), original, home_of(network)) if half else network
 
 
 def finished(small: nn.Module, original: nn.Module, device: torch.device | None = None) -> nn.Module:

@@ -25,7 +25,6 @@ from compressor.stages import (
     batch_size,
     find_units,
     first_inputs,
-    home_of,
     in_bases,
     on_cpu,
     shard,
@@ -34,6 +33,7 @@ from compressor.surgery.refit import Reference
 from compressor.surgery.rotate import folded, refusal, turned, writing
 from compressor.units import fetched
 from compressor.units.graph import Tap, UnitGraph
+from compressor.units.modes import home_of
 from compressor.units.sizes import size_of
 from compressor.units.streams import Stream, find_streams
 from compressor.units.trace import recorded_pair

@@ -44,7 +44,7 @@ from compressor.units.dense import Probe, in_dense_form
 from compressor.units.fetched import fetched_bytes, place
 from compressor.units.graph import UnitGraph, clusters
 from compressor.units.heads import attentions
-from compressor.units.modes import floating
+from compressor.units.modes import floating, home_of
 from compressor.units.program import Program, copied, record
 from compressor.units.sizes import Sizes, SizeTable
 from compressor.units.trace import trace
@@ -126,11 +126,6 @@ def in_bases(
         return model
     place(turned, home_of(model), room)
     return turned
-
-
-def home_of(model: nn.Module) -> torch.device:
-    """The device that a network computes on."""
-    return next(model.parameters()).device
 
 
 def on_cpu(model: nn.Module) -> nn.Module:

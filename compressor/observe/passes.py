@@ -24,6 +24,7 @@ from compressor.observe.readers import TapReader
 from compressor.observe.statistics import Statistics, set_aside
 from compressor.observe.watchers import FIRST, PairWatcher, Watcher, watching
 from compressor.units.graph import Tap, UnitGraph
+from compressor.units.modes import home_of
 from compressor.units.outputs import judged_part
 from compressor.units.program import call_arguments
 
@@ -54,7 +55,7 @@ def observe(
     readers = {
         tap.module: TapReader(tap, model.get_submodule(tap.module), samples, seed + i) for i, tap in enumerate(chosen)
     }
-    device = next(model.parameters()).device
+    device = home_of(model)
     if budget_bytes is None:
         budget_bytes = min(MEMORY_SHARE * memory_of(device), FREE_SHARE * free_of(device))
     parts = passes(readers, least(budget_bytes, device))
@@ -118,7 +119,7 @@ def _forward(model: nn.Module, watchers: dict[str, Watcher], batch: Any, autocas
     for watcher in watchers.values():
         watcher.ids = batch.ids
     args, kwargs = call_arguments(batch.inputs)
-    kind = next(model.parameters()).device.type
+    kind = home_of(model).type
     with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
         return judged_part(model(*args, **kwargs))[0]
 

@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from compressor.algebra.moments import Moments, wide
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import PairStatistics, TapStatistics
+from compressor.units.modes import home_of
 
 HALF = (torch.float16, torch.bfloat16)
 FIRST = 16
@@ -111,7 +112,7 @@ def watching(
     taken back at the end.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
+        stack.enter_context(torch.autocast(home_of(model).type, enabled=False))
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)
             module.training = False

@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from compressor.observe import in_file
+from compressor.units.modes import home_of
 from compressor.units.program import Program, call_arguments, named_state
 
 
@@ -41,7 +42,7 @@ class Lane:
         for chunk in chunks:
             leaves, _ = pytree.tree_flatten(call_arguments(chunk))
             values.append(dict(zip(program.input_nodes, leaves, strict=True)))
-        resident, device = len(chunks) if resident is None else resident, next(model.parameters()).device
+        resident, device = len(chunks) if resident is None else resident, home_of(model)
         waiting = {
             (chunk, node)
             for chunk in range(resident, len(chunks))

@@ -29,6 +29,7 @@ from compressor.surgery.lanes import Lane, last_uses, peak_bytes
 from compressor.surgery.operate import kept_outputs, kept_regressors, write_consumer
 from compressor.units.cut import keep_mask
 from compressor.units.graph import Tap, UnitGraph, merged_taps
+from compressor.units.modes import home_of
 from compressor.units.program import Program, record
 
 
@@ -82,7 +83,7 @@ class Refit:
         self.mask: np.ndarray = keep_mask(graph, kept)
         self.rows = kept_outputs(graph, self.mask)
         self.taps = {tap.module: tap for tap in merged_taps(graph)}
-        home = next(original.parameters()).device
+        home = home_of(original)
         example = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(home), chunks[0])  # it may wait in a file
         self.left = Lane.start(original, program or record(original, example), chunks, resident)
         self.right = Lane.start(small, record(small, example), chunks, resident)

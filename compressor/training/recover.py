@@ -24,6 +24,7 @@ from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, Progress, TrainingReport, TrainOptions, forward, steps_per_epoch, train
 from compressor.training.together import Team
 from compressor.units.fetched import place, room_of
+from compressor.units.modes import home_of
 from compressor.units.outputs import judged_part
 
 TEMPERATURE = 2.0
@@ -90,7 +91,7 @@ def recover(
     the same weights. In a process group all call it, share the work, and end with the same network: that of one
     process, up to the rounding of sums.
     """
-    home = next(small.parameters()).device
+    home = home_of(small)
 
     def show(done: Progress) -> None:
         if progress is not None:
@@ -148,7 +149,7 @@ def steps_of(
     known = budget.steps(steps_per_epoch(samples, options))
     if known is not None:
         return known
-    home, started = next(small.parameters()).device, time.perf_counter()
+    home, started = home_of(small), time.perf_counter()
     seconds = 60 * budget.amount / parts
     with in_step():
         teacher = Teacher(original, tune, home, classes)

@@ -31,3 +31,8 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def floating(model: nn.Module) -> torch.dtype:
     """The dtype in which inputs are handed to a model: that of its first floating parameter (others may be complex)."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """The device that a network computes on."""
+    return next(model.parameters()).device
