@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from compressor.candidates import timed
 from compressor.clock import missed
+from compressor.computed import copy_of
 from compressor.judgement import finished, judge_candidates, judge_plain, nearness
 from compressor.options import Options
 from compressor.outcome import Outcome
@@ -46,7 +46,7 @@ def compress(
         judge_plain(outcome, start)
     else:
         outcome = _lossy(start)
-    outcome.model = finished(copy.deepcopy(model) if outcome.model is model else outcome.model, model)
+    outcome.model = finished(copy_of(model) if outcome.model is model else outcome.model, model)
     start.seconds["total"] = round(time.perf_counter() - started, 3)
     outcome.seconds = start.seconds
     return outcome

@@ -108,12 +108,12 @@ FORMS = {
     "parallel": (lambda: nn.DataParallel(network()), r"DataParallel.*model\.module"),
     "compiled": (lambda: torch.compile(network()), r"give `model\._orig_mod`, or compile the result"),
     "compiled inside": (lambda: within(torch.compile(network())), r"in '0'.*model\.0\._orig_mod"),
-    "weight norm": (
-        lambda: nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 4)),
+    "weight norm of another layer": (
+        lambda: nn.Sequential(torch.nn.utils.weight_norm(nn.Bilinear(6, 6, 8)), nn.ReLU(), nn.Linear(8, 4)),
         "remove_weight_norm.*'0'",
     ),
-    "pruned": (
-        lambda: nn.Sequential(prune.l1_unstructured(nn.Linear(6, 8), "weight", 0.5), nn.ReLU(), nn.Linear(8, 4)),
+    "pruned, of another layer": (
+        lambda: nn.Sequential(prune.l1_unstructured(nn.BatchNorm1d(6), "weight", 2), nn.ReLU(), nn.Linear(6, 4)),
         r"prune\.remove\(model\.get_submodule\('0'\), 'weight'\)",
     ),
 }

@@ -12,7 +12,7 @@ STOREYS = (
     "errors records",
     "algebra",
     "attention",
-    "recurrent",
+    "recurrent computed",
     "units",
     "foreign",
     "sources",

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compressor.computed import plain_names
 from compressor.errors import ModelError, SourceError, UsageError
 from compressor.export.files import replacing, to_json, write_json
 from compressor.export.manifest import MANIFEST, WEIGHTS, Manifest, Weights, read_manifest
@@ -80,7 +81,8 @@ def save_bundle(
     known = set(attentions(original))
     attention = [name for name in attentions(small) if name not in known]
     recurrent = [name for name in rolled_names(small) if name not in rolled_names(original)]
-    original = with_forms(original, attention, recurrent)
+    plain = plain_names(original, small)
+    original = with_forms(original, attention, recurrent, plain)
     widths = compare(original, small)
     left = compare(resized(original, widths), small)
     if not left.empty:
@@ -108,6 +110,7 @@ def save_bundle(
         widths=widths,
         attention=attention,
         recurrent=recurrent,
+        plain=plain,
         tied=tied,
         transient=transient,
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from compressor.computed import Kind
 from compressor.errors import SourceError
 from compressor.records import SCHEMA_VERSION
 
@@ -98,9 +99,10 @@ class Manifest(_Strict):
     """What `manifest.json` holds.
 
     `attention` lists the attention modules of the source that are written as `DenseAttention` before anything is
-    resized, `recurrent` the recurrent layers that are written as `Rolled`. `tied` maps a name to the stored name of
-    the same tensor; `transient` lists buffers that are no part of the state dict but differ from the source's, and are
-    therefore stored too.
+    resized, `recurrent` the recurrent layers that are written as `Rolled`, and `plain` the layers that compute their
+    weights there and are plain ones of a kind here. `tied` maps a name to the stored name of the same tensor;
+    `transient` lists buffers that are no part of the state dict but differ from the source's, and are therefore stored
+    too.
     """
 
     schema_version: int
@@ -109,6 +111,7 @@ class Manifest(_Strict):
     widths: Widths
     attention: Annotated[list[Name], Field(max_length=10_000)] = []
     recurrent: Annotated[list[Name], Field(max_length=10_000)] = []
+    plain: Annotated[dict[Name, Kind], Field(max_length=10_000)] = {}
     tied: dict[Name, Name] = {}
     transient: list[Name] = []
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from compressor.attention.known import rewritten
+from compressor.computed import copy_of, made_plain
 from compressor.errors import ModelError, SourceError
 from compressor.export.manifest import (
     Added,
@@ -59,15 +60,21 @@ def rebuild(original: nn.Module, manifest: Manifest | Mapping[str, Any]) -> nn.M
     """
     if not isinstance(manifest, Manifest):
         manifest = parse_manifest(manifest)
-    return resized(with_forms(original, manifest.attention, manifest.recurrent), manifest.widths)
+    return resized(with_forms(original, manifest.attention, manifest.recurrent, manifest.plain), manifest.widths)
 
 
-def with_forms(original: nn.Module, attention: Sequence[str], recurrent: Sequence[str]) -> nn.Module:
-    """A copy with these attention modules in dense form and these recurrent layers as `Rolled`; the same object without
-    names.
+def with_forms(
+    original: nn.Module, attention: Sequence[str], recurrent: Sequence[str], plain: Mapping[str, str]
+) -> nn.Module:
+    """A copy with these attention modules in dense form, these recurrent layers as `Rolled` and these layers that
+    compute their weights as plain ones of a kind; the same object without names.
 
     Raises SourceError where one of them has no such form.
     """
+    try:
+        original = made_plain(copy_of(original), plain) if plain else original
+    except (AttributeError, ValueError) as error:
+        raise different("computed weights", str(error), "layers by these names that compute theirs") from None
     try:
         made = rewritten(copy.deepcopy(original), list(attention)) if attention else original
     except (AttributeError, ValueError) as error:
@@ -81,7 +88,7 @@ def with_forms(original: nn.Module, attention: Sequence[str], recurrent: Sequenc
 def resized(original: nn.Module, widths: Widths) -> nn.Module:
     """See `rebuild`."""
     _check(original, widths)
-    module = copy.deepcopy(original)
+    module = copy_of(original)
     made: dict[int, Tensor] = {}  # one new tensor for one old one, so that tied tensors stay tied
     for name, change in widths.changed.items():
         _resize(module, name, change.after, made)

@@ -106,6 +106,11 @@ def set_widths(module: nn.Module) -> None:
             return
         module.out_channels, module.in_channels = (second, first) if transposed else (first, second)
         return
+    if isinstance(module, nn.GroupNorm):
+        size = module.num_channels // module.num_groups  # whole groups go: those that stay are as large as before
+        module.num_channels = len(module.weight)
+        module.num_groups = module.num_channels // size
+        return
     for kind, attributes in WIDTHS.items():
         if isinstance(module, kind):
             tensor = next(

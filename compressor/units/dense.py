@@ -15,6 +15,7 @@ from compressor.attention.dense import DenseAttention
 from compressor.attention.known import attention_names, plain_again, reader_of, rewritten
 from compressor.attention.normal import concentrate
 from compressor.attention.transposed import straightened
+from compressor.computed import computed_again, computed_layers, made_plain
 from compressor.errors import ModelError
 from compressor.recurrent.known import recurrent_names, rolled_again, unrolled
 from compressor.units.check import sift
@@ -26,17 +27,18 @@ SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def in_dense_form(model: nn.Module, inputs: Any, normal: bool = True) -> nn.Module:
-    """A copy of `model` with known attention in dense form, recurrent layers unrolled, and transposed linear layers as
-    plain ones; `model` itself where there is none of them.
+    """A copy of `model` with known attention in dense form, recurrent layers unrolled, and layers that are transposed
+    or compute their weights as plain ones; `model` itself where there is none of them.
 
     Proven on two samples of `inputs` in double precision (on the CPU): what would move an output stays as it is. With
     `normal`, what the weights alone prove surplus inside an attention is moved into zero dimensions and heads (see
     `attention.normal`). Raises ModelError where the model does not run.
     """
+    given, model = model, _with_plain_weights(model, inputs)
     names, loops = attention_names(model), recurrent_names(model)
     if not names and not loops and straightened(model) is model:
         return model
-    probe = Probe(model, inputs)
+    probe = Probe(given, inputs)
     names = _without_change(probe, names, lambda some: rewritten(copy.deepcopy(model), some))
     rest = rewritten(copy.deepcopy(model), names)
     loops = _loops_without_change(probe, rest, loops, inputs)
@@ -64,7 +66,20 @@ def given_form(small: nn.Module, original: nn.Module) -> nn.Module:
     """`small` (changed in place), worked on as `in_dense_form`, in the classes of `original` again: whatever is as wide
     as there; recurrent layers that are not are run by torch's own for each layer and direction.
     """
-    return plain_again(rolled_again(small, original), original)
+    return computed_again(plain_again(rolled_again(small, original), original), original)
+
+
+def _with_plain_weights(model: nn.Module, inputs: Any) -> nn.Module:
+    """A copy with the layers that compute their weights as plain ones; `model` itself where there is none."""
+    layers = computed_layers(model)
+    if not layers:
+        return model
+
+    def made(some: list[str]) -> nn.Module:
+        return made_plain(copy.deepcopy(model), {name: layers[name] for name in some})
+
+    held = _without_change(Probe(model, inputs), list(layers), made)
+    return made(held) if held else model
 
 
 def _loops_without_change(probe: Probe, model: nn.Module, names: list[str], inputs: Any) -> list[str]:

@@ -44,8 +44,7 @@ ALONG = (
 )  # fmt: skip
 DIM_THIRD = ("linalg_vector_norm", "norm", "topk")
 NORMS = {
-    "native_layer_norm": "LayerNorm", "native_group_norm": "GroupNorm", "rms_norm": "RMSNorm",
-    "_fused_rms_norm": "RMSNorm", "layer_norm": "LayerNorm", "group_norm": "GroupNorm",
+    "native_layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "_fused_rms_norm": "RMSNorm", "layer_norm": "LayerNorm",
 }  # fmt: skip
 
 
@@ -220,6 +219,37 @@ def norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: A
         walk.freeze([value, *args[1:]], f"norm mixes units ({NORMS[name]})")
     result = Activation(value.labels.expand(first.shape))
     return [result, *[opaque(o) for o in out[1:]]] if isinstance(out, (tuple, list)) else result
+
+
+@rule("native_group_norm", "group_norm")
+def group_norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
+    """Group norm (Wu & He 2018) mixes the channels of each of its groups and no others: a group is one unit."""
+    value, groups = args[0], args[6] if operation_name(node) == "native_group_norm" else args[1]
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    if not isinstance(value, Activation):
+        walk.freeze(value, "group norm of a parameter is not followed")
+        return opaque(out)
+    result = Activation(value.labels.expand(first.shape))
+    given = [result, *[opaque(o) for o in out[1:]]] if isinstance(out, (tuple, list)) else result
+    channels, places = value.labels.size(1), list(range(2, value.labels.dim()))
+    if not varies(value.labels, [1, *places]):
+        return given
+    if groups == 1 or varies(value.labels, places):
+        walk.freeze([value, *args[1:]], "norm mixes units (GroupNorm)")
+        return given
+    table = walk.features(value, 1, "norm mixes units (GroupNorm)").reshape(groups, -1)
+    stuck = (table < 0).any(1, keepdim=True).expand_as(table)
+    walk.families.freeze(table[stuck], "normalised together with channels that are no units (GroupNorm)")
+    both = (table >= 0) & (table[:, :1] >= 0)
+    walk.families.unite_pairs(table[:, :1].expand_as(table)[both].numpy(), table[both].numpy())
+    for vector in args[1:3] if operation_name(node) == "native_group_norm" else args[2:4]:
+        if isinstance(vector, Parameter):
+            shape = [1, channels, *[1] * len(places)]
+            viewed = Parameter(vector.name, vector.original, None, vector.index.reshape(shape), vector.pure)
+            walk.found.attach(viewed, value.labels)
+        elif isinstance(vector, Activation):
+            walk.freeze([value, vector], "weights of a group norm are computed, not parameters")
+    return given
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",

@@ -8,7 +8,6 @@ which.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
+from compressor.computed import computed_layers, copy_of, kept_by_hook, made_plain
 from compressor.errors import CompressorError, ModelError
 from compressor.units.fetched import Fetched, there
 
@@ -201,16 +201,23 @@ def writes_in_place(node: Node) -> bool:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy in eval mode. ModelError where a module keeps a computed tensor, as old weight norm and pruning do."""
+    """A copy in eval mode; layers for which hooks of torch compute a weight (old weight norm, pruning) are plain there.
+    ModelError where a module keeps a computed tensor otherwise."""
     try:
-        return copy.deepcopy(model).eval()
+        made = copy_of(model).eval()
     except RuntimeError as error:
-        raise ModelError(
-            "model",
-            first_line(error),
-            "a model that can be copied (every tensor a parameter or a buffer)",
-            _plain(model),
-        ) from error
+        raise _not_copied(model, first_line(error)) from error
+    made_plain(made, {name: kind for name, kind in computed_layers(made).items() if kept_by_hook(made, name)})
+    left = next(
+        (name for name, _ in made.named_modules() if kept_by_hook(model, name) and kept_by_hook(made, name)), None
+    )
+    if left is not None:
+        raise _not_copied(model, f"a weight of '{left}' that a hook computes")
+    return made
+
+
+def _not_copied(model: nn.Module, got: str) -> ModelError:
+    return ModelError("model", got, "a model that can be copied (every tensor a parameter or a buffer)", _plain(model))
 
 
 def _plain(model: nn.Module) -> str:

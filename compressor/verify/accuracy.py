@@ -5,7 +5,6 @@ Letters: n samples, C classes, P positions (of a segmentation map or a text; abs
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.algebra.answers import chunk_of, counted, hits
+from compressor.computed import copy_of
 from compressor.errors import CompressorError, DataError, ModelError
 from compressor.observe import FREE_SHARE, empty_in_file, free_of, memory_of
 from compressor.sources.samples import runs
@@ -250,7 +250,7 @@ def _callable(
     state = [*network.parameters(), *network.buffers()]
     place = torch.device(device) if device is not None else state[0].device if state else torch.device("cpu")
     if device is not None and any(not _is_at(tensor, place) for tensor in state):
-        network = copy.deepcopy(network).to(place).eval()
+        network = copy_of(network).to(place).eval()
     dtype = next((tensor.dtype for tensor in state if tensor.is_floating_point()), None)
 
     def call(inputs: Any) -> Any:

@@ -12,7 +12,7 @@ from compressor.units.trace import trace
 
 
 def described() -> dict[str, object]:
-    norm, mixing = nn.BatchNorm2d(8), nn.GroupNorm(2, 8)
+    norm, mixing = nn.BatchNorm2d(8), nn.GroupNorm(1, 8)
     layers = nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 1), mixing, nn.Conv2d(8, 2, 1)
     return describe(trace(nn.Sequential(*layers), torch.randn(2, 3, 8, 8)))
 

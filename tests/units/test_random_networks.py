@@ -28,7 +28,7 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "mask": lambda x: x * x[:, :1].sigmoid(),
     "pair": lambda x: F.pixel_unshuffle(F.interpolate(x, scale_factor=2), 2),
 }
-PARTS = ("conv", "norm", "depthwise", "residual", "excite", "group_norm")
+PARTS = ("conv", "norm", "depthwise", "residual", "excite", "group_norm", "grouped_norm")
 
 
 class Random(nn.Module):
@@ -68,6 +68,8 @@ def part(kind: str, width: int, new: int) -> tuple[nn.Module, int]:
         return nn.BatchNorm2d(width), width
     if kind == "group_norm":
         return nn.GroupNorm(1, width), width
+    if kind == "grouped_norm":
+        return nn.GroupNorm(width // 2 if width % 2 == 0 else width, width), width
     if kind == "depthwise":
         return nn.Conv2d(width, width, 3, padding=1, groups=width), width
     return nn.Sequential(nn.Conv2d(width, new, 1), nn.ReLU(), nn.Conv2d(new, width, 1)), width

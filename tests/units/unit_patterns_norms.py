@@ -27,12 +27,57 @@ class layer_norm_over_positions(Net):
 
 
 @pattern("a", "norm mixes units (GroupNorm)")
-class group_norm(Net):
+class group_norm_of_one_group(Net):
     def parts(self) -> None:
-        self.n = nn.GroupNorm(2, 8)
+        self.n = nn.GroupNorm(1, 8)
 
     def middle(self, x: Tensor) -> Tensor:
         return self.n(x).relu()
+
+
+@pattern("a")
+class group_norm(Net):
+    def parts(self) -> None:
+        self.n = nn.GroupNorm(4, 8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.n(x).relu()
+
+
+@pattern("a")
+class group_norm_of_every_channel(Net):
+    def parts(self) -> None:
+        self.n = nn.GroupNorm(8, 8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.n(x).relu()
+
+
+@pattern("a")
+class group_norm_on_a_stream(Net):
+    def parts(self) -> None:
+        self.n, self.m = nn.GroupNorm(4, 8), nn.GroupNorm(2, 8)
+        self.inner = nn.Conv2d(8, 8, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.m(x + self.inner(self.n(x).relu())).relu()
+
+
+@pattern("a", "normalised together with channels that are no units (GroupNorm)")
+class group_norm_across_a_constant(Net):
+    after = 9
+
+    def parts(self) -> None:
+        self.n = nn.GroupNorm(1 + 2, 9)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.n(torch.cat([x, image_and_shift()[0][:, :1] * 0 + x.shape[2]], 1)).relu()
+
+
+@pattern("a", "dry run")
+class group_norm_by_hand_of_fixed_groups(Net):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, 4).relu()
 
 
 @pattern("a")
