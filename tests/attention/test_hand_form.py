@@ -103,8 +103,65 @@ class Channels(Packed):
         return v @ ((q.transpose(-2, -1) @ k) / (q.shape[-1] ** 0.5)).softmax(-1)
 
 
-KNOWN = (Packed, Causal, ByHead, Written)
+class Rearranged(nn.Module):
+    """As vit-pytorch writes it: a norm inside, heads wider than the tokens together, the output in a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.scale = 4, 8**-0.5
+        self.norm, self.attend, self.dropout = nn.LayerNorm(24), nn.Softmax(-1), nn.Dropout(0.1)
+        self.to_qkv = nn.Linear(24, 96, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(32, 24), nn.Dropout(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.to_qkv(self.norm(x)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        pattern = self.dropout(self.attend(q @ k.transpose(-2, -1) * self.scale))
+        return self.to_out((pattern @ v).transpose(1, 2).flatten(2))
+
+
+class OutputFirst(Packed):
+    """The output layer was made first, and a constant of the module's own is kept in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        proj, qkv = self.proj, self.qkv
+        del self.proj, self.qkv
+        self.proj, self.qkv = proj, qkv
+        self.register_buffer("unused", torch.ones(3))
+
+
+class Paired(Written):
+    """As torchaudio writes it: values before queries, and a tuple comes back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        value, query = self.value, self.query
+        del self.query
+        del self.value
+        self.value, self.query = value, query
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x), None
+
+
+class OwnScale(Packed):
+    """A temperature that the module says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 0.3
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+
+
+KNOWN = (Packed, Causal, ByHead, Written, Rearranged, OutputFirst, Paired, OwnScale)
 OTHER = (Cooler, Windowed, Skipping, Channels)
+
+
+def first(answer: Tensor | tuple[Tensor, None]) -> Tensor:
+    return answer[0] if isinstance(answer, tuple) else answer
 
 
 @pytest.mark.parametrize("kind", KNOWN)
@@ -114,12 +171,13 @@ def test_known_by_what_it_computes(kind: type[nn.Module]) -> None:
     before = copy.deepcopy(module.state_dict())
     dense = dense_form(module)
     assert isinstance(dense, HandAttention)
-    torch.testing.assert_close(dense(x), module(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(first(dense(x)), first(module(x)), rtol=1e-12, atol=1e-12)
+    assert type(dense(x)) is type(module(x))
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
     dense.v.weight.data.add_(0.1)
     again = kind().double().eval()
     dense.fill(again)
-    torch.testing.assert_close(dense(x), again(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(first(dense(x)), first(again(x)), rtol=1e-12, atol=1e-12)
     with pytest.raises(compressor.CompressorError, match="further arguments"):
         dense(x, torch.ones(9, 9))
 
@@ -140,7 +198,7 @@ class Text(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = x + self.attention(self.one(x))
+        x = x + first(self.attention(self.one(x)))
         return self.head((x + self.mlp(self.two(x))).mean(1))
 
 
@@ -152,7 +210,7 @@ def text(kind: type[nn.Module] = Causal) -> nn.Module:
 TOKENS = torch.randn(24, 7, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", [Causal, ByHead])
+@pytest.mark.parametrize("kind", [Causal, ByHead, Rearranged, Paired])
 def test_planted_heads_values_and_queries_go(kind: type[nn.Module]) -> None:
     lean = text(kind)
     first = in_dense_form(lean, TOKENS, normal=False)
