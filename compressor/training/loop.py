@@ -21,6 +21,7 @@ from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
 from compressor.training.augment import augmented, mixed, mixing
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
+from compressor.training.targets import refuse_targets
 from compressor.training.together import Team
 from compressor.units.fetched import gradients_beside
 from compressor.units.modes import evaluating
@@ -110,8 +111,8 @@ def train(
     only ends the training. With `shared` all processes of a group train it, each on its part of every batch, and all
     end with the weights that one process would have, up to the rounding of sums; norms must be frozen then (they would
     see one part only), and inputs may be mixed but not moved. `criterion` must answer the same in each.
-    Raises DataError where the loss needs labels and there are none, ModelError where the loss is no longer finite,
-    ValueError for options that cannot be shared.
+    Raises DataError where the loss needs labels and there are none or none that fit, ModelError where the loss is no
+    longer finite, ValueError for options that cannot be shared.
     """
     if shared and (options.flip or options.shift or not options.frozen_modes):
         raise ValueError("only a training with frozen modes, and without flip and shift, can be shared")
@@ -124,6 +125,8 @@ def train(
     if channels_last:
         learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with _own_random_state(options.seed, device):
+        if loss is None:
+            refuse_targets(learner, samples, device)
         run = _Run(
             learner,
             samples,

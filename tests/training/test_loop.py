@@ -165,3 +165,18 @@ def test_targets_that_are_numbers_are_compared_in_the_order_that_they_came_in() 
     answers = torch.randn(32, 5, 3, generator=torch.Generator().manual_seed(0))
     _, report = train(Given(named=True), as_samples((answers, answers)), TrainOptions(1, 16, 1e-9))
     assert report.losses[0] < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.tensor([-1, 1] * 10), r"sample 0: got label -1; expected 0 to 2.*\(labels \+ 1\) // 2"),
+        (torch.tensor([0, 3] * 10), "sample 1: got label 3; expected 0 to 2, as the network tells 3 classes apart"),
+        (torch.eye(3)[torch.arange(20) % 3].long(), r"labels\.argmax\(1\)"),
+        (torch.ones(20), r"numbers of shape \(20,\) for outputs of shape \(n, 3\).*labels\.long"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_the_first_step(labels: Tensor, words: str) -> None:
+    samples = as_samples((torch.randn(20, 4), labels), "train data")
+    with pytest.raises(DataError, match=words):
+        train(nn.Sequential(nn.Linear(4, 3)), samples, TrainOptions(epochs=1))
