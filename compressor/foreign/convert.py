@@ -13,6 +13,7 @@ from compressor.errors import SourceError
 from compressor.foreign import layers  # noqa: F401  (importing registers its rules)
 from compressor.foreign.building import Building, attributes
 from compressor.foreign.given import GivenFile
+from compressor.foreign.group_norms import group_norms
 from compressor.foreign.measured import BATCHES, Measured, feed_of, refused
 from compressor.foreign.operators import RULES
 
@@ -31,9 +32,17 @@ def convert(measured: Measured, where: str) -> tuple[nn.Module, dict[str, str]]:
     at = Building(measured, where)
     for place, name in enumerate(measured.inputs):
         at.nodes[name] = at.graph.placeholder("input" if place == 0 else f"input_{place}")
+    norms = group_norms(measured)
+    ends, inside = {norm.end: norm for norm in norms}, {name for norm in norms for name in norm.inside}
     for node in measured.model.graph.node:
         if not measured.data & set(node.output):
             continue  # follows from shapes: its value, or the shape that it leads to, was seen
+        if inside & set(node.output):
+            continue
+        norm = next((ends[name] for name in node.output if name in ends), None)
+        if norm is not None:
+            at.nodes[norm.end] = at.layer(norm.layer, norm.called, at.value(norm.x))
+            continue
         if node.op_type not in RULES or node.domain not in ("", "ai.onnx"):
             raise refused(where, node, f"operators among {', '.join(sorted(RULES))}")
         at.at = node
