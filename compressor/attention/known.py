@@ -13,6 +13,7 @@ from compressor.attention.dense import DenseAttention
 from compressor.attention.hand_form import HandAttention
 from compressor.attention.hf_form import HFAttention
 from compressor.attention.swin_form import SwinAttention
+from compressor.attention.t5_form import T5Attention
 from compressor.attention.timm_form import TimmAttention
 from compressor.attention.timm_swin_form import TimmSwinAttention
 from compressor.attention.torch_form import TorchAttention
@@ -20,7 +21,7 @@ from compressor.attention.transposed import transposed_again
 
 FORMS: tuple[type[DenseAttention], ...] = (
     TorchAttention, SwinAttention, TimmAttention, TimmSwinAttention, HFAttention, RotaryAttention, CausalAttention,
-    HandAttention,
+    T5Attention, HandAttention,
 )  # fmt: skip
 
 

@@ -32,6 +32,9 @@ def layouts(model: nn.Module, view: View) -> dict[str, Layout]:
     for name, attention in attentions(model).items():
         heads = len(attention.scale)
         several = heads // attention.shared
+        if attention.places is not None:
+            units = np.arange(several).repeat(attention.shared) if view == "heads" else np.full(heads, -1)
+            found[f"{name}.places"] = Layout(units, "carries")
         if view == "dimensions":
             for weight in attention.by_head:
                 found[f"{name}.{weight}"] = Layout(np.full(heads, -1), "produces")
