@@ -57,6 +57,18 @@ def images(count: int) -> Inputs:
     return {"pixel_values": numbers(count, 3, 32, 32)}
 
 
+LINES = {**WORDS, **SIZES, **ENDS}
+SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2], "num_heads": [4], "window_size": 4}
+NEO = {
+    "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 4, "attention_types": [[["global", "local"], 1]],
+    **WORDS, **ENDS,
+}  # fmt: skip
+POSITIONS = {
+    "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+    **WORDS, **SIZES,
+}  # fmt: skip
+
+
 TWO_STREAMS: dict[str, tuple[Build, Callable[[int], Inputs]]] = {
     "T5": (lambda t: t.T5ForConditionalGeneration(t.T5Config(**T5)), pairs),
     "MT5": (lambda t: t.MT5ForConditionalGeneration(t.MT5Config(**T5)), pairs),
@@ -98,5 +110,18 @@ ONE_STREAM: dict[str, tuple[Build, Callable[[int], Inputs]]] = {
         ),
         images,
     ),
+    "Swin": (lambda t: t.SwinModel(t.SwinConfig(**SWIN)), images),
+    "ModernBert": (lambda t: t.ModernBertModel(t.ModernBertConfig(cls_token_id=0, sep_token_id=0, **LINES)), texts),
+    "DebertaV2": (lambda t: t.DebertaV2Model(t.DebertaV2Config(share_att_key=True, **POSITIONS)), texts),
+    "DebertaV2, layers apart": (lambda t: t.DebertaV2Model(t.DebertaV2Config(**POSITIONS)), texts),
+    "Bloom": (lambda t: t.BloomForCausalLM(t.BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4)), texts),
+    "Mpt": (lambda t: t.MptForCausalLM(t.MptConfig(vocab_size=40, d_model=32, n_layers=2, n_heads=4)), texts),
+    "GPTNeo": (lambda t: t.GPTNeoForCausalLM(t.GPTNeoConfig(**NEO)), texts),
+    "Gemma2": (lambda t: t.Gemma2ForCausalLM(t.Gemma2Config(num_key_value_heads=2, head_dim=8, **LINES)), texts),
+    "RoFormer": (lambda t: t.RoFormerForCausalLM(t.RoFormerConfig(is_decoder=True, **WORDS, **SIZES)), texts),
 }
-"""Encoders whose logits have something added that is made elsewhere, for all heads."""
+"""Networks of one stream whose attention adds something to its logits, or makes something else of them."""
+SPEAKING = ("Bloom", "Mpt", "GPTNeo", "Gemma2", "RoFormer")
+"""Those that say what comes next, with a cache."""
+ROUNDED = dict.fromkeys(("Bloom", "Mpt", "GPTNeo", "Gemma2", "ModernBert"), 1e-6)
+"""Those that compute parts in float32 whatever their precision, and how close two of them come."""

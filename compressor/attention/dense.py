@@ -35,8 +35,14 @@ class DenseAttention(nn.Module):
     """Why the query and key dimensions of a head stay, where they must: `q kᵀ` alone does not say what they do."""
     cap: float | None = None
     """Logits are cap · tanh(logits / cap), before anything is added to them."""
+    scores_in: torch.dtype | None = None
+    """The precision in which queries are compared with keys, where it is not that of the weights."""
     softmax_in: torch.dtype | None = None
     """The precision of the softmax, where it is not that of the logits."""
+    beside: tuple[str, ...] = ()
+    """Further layers, by their names in here, that write H·Q features, where these dimensions are `fixed`."""
+    chosen: tuple[str, ...] = ()
+    """Buffers that choose by place from what is made elsewhere, and belong to no head or dimension."""
     by_head: tuple[str, ...] = ()
     """Further weights, by their names in here, that have one row for each head, of no dimension of it."""
     normed_together: bool = False
@@ -90,13 +96,15 @@ class DenseAttention(nn.Module):
         """What `attend` returns, from what `projected` does; `terms` are added to the logits one by one. `hears`
         (broadcast to (N, H, T, 1)) is False for queries that see no key: they mix nothing.
         """
+        if self.scores_in is not None:
+            q, k = q.to(self.scores_in), k.to(self.scores_in)
         if self.shared > 1:
             k, v = (x[:, :, None].expand(-1, -1, self.shared, -1, -1).flatten(1, 2) for x in (k, v))
-        logits = (q * self.scale[:, None, None]) @ k.transpose(-2, -1)
+        logits = (q * self.scale.to(q.dtype)[:, None, None]) @ k.transpose(-2, -1)
         logits = logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
         for term in terms:
             logits = logits if term is None else logits + term
-        pattern = torch.softmax(logits, -1, dtype=self.softmax_in).to(logits.dtype)
+        pattern = torch.softmax(logits, -1, dtype=self.softmax_in).to(v.dtype)
         pattern = pattern if hears is None else pattern * hears.to(pattern.dtype)
         mixed = F.dropout(pattern, self.dropout, self.training) @ v
         features = swapped(mixed).flatten(2)

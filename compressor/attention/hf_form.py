@@ -140,7 +140,7 @@ class HFAttention(DenseAttention):
             )
         other = next((others[name] for name in ELSEWHERE if others.get(name) is not None), None)
         q = self.queries(hidden_states)
-        k, v = keys_and_values(self, hidden_states, other, others.get(CACHE), self.place)
+        k, v = keys_and_values(self.keys_and_values, hidden_states, other, others.get(CACHE), self.place)
         causal = others.get("is_causal")  # CLIP's text side is told so in each call
         mask, hears = term_and_hearing(attention_mask, q, k, self.causal if causal is None else bool(causal))
         terms, hears = (self.of_heads(position_bias), self.of_heads(mask)), self.of_heads(hears)

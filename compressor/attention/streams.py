@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-
-from compressor.attention.dense import DenseAttention
 
 ELSEWHERE = ("key_value_states", "encoder_hidden_states")
 """What classes of transformers call the stream that keys and values are read from, if it is another."""
@@ -20,20 +19,24 @@ def takes(kind: type, *names: str) -> bool:
 
 
 def keys_and_values(
-    attention: DenseAttention, tokens: Tensor, other: Tensor | None, past: Any, place: int | None
+    made: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    tokens: Tensor,
+    other: Tensor | None,
+    past: Any,
+    place: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """(N, K, S, Q) and (N, K, S, V) of `tokens`, or of the `other` stream, with those that a cache of transformers has
-    for the layer at this `place`: those of another stream are computed once and kept.
+    """(N, K, S, Q) and (N, K, S, V), `made` of `tokens`, or of the `other` stream, with those that a cache of
+    transformers has for the layer at this `place`: those of another stream are computed once and kept.
     """
     source = tokens if other is None else other
     if past is None:
-        return attention.keys_and_values(source, source)
+        return made(source, source)
     both = hasattr(past, "self_attention_cache")
     if both and other is not None and past.is_updated.get(place):
         layer = past.cross_attention_cache.layers[place]
         return layer.keys, layer.values
     cache = past if not both else past.self_attention_cache if other is None else past.cross_attention_cache
-    k, v = cache.update(*attention.keys_and_values(source, source), place)
+    k, v = cache.update(*made(source, source), place)
     if both and other is not None:
         past.is_updated[place] = True
     return k, v

@@ -81,7 +81,7 @@ class T5Attention(DenseAttention):
         before = past_key_values.get_seq_length(self.place) if past_key_values is not None else 0
         before = before.clone() if isinstance(before, Tensor) else before  # a cache may go on counting in it
         q = self.queries(hidden_states)
-        k, v = keys_and_values(self, hidden_states, key_value_states, past_key_values, self.place)
+        k, v = keys_and_values(self.keys_and_values, hidden_states, key_value_states, past_key_values, self.place)
         if position_bias is None and self.relative_attention_bias is not None:
             position_bias = self.kind.compute_bias(self, q.shape[2], k.shape[2], q.device, before)  # type: ignore[attr-defined]
         term, _ = term_and_hearing(mask, q, k, self.causal)

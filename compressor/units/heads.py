@@ -35,10 +35,14 @@ def layouts(model: nn.Module, view: View) -> dict[str, Layout]:
         if attention.places is not None:
             units = np.arange(several).repeat(attention.shared) if view == "heads" else np.full(heads, -1)
             found[f"{name}.places"] = Layout(units, "carries")
+        for index in attention.chosen:
+            found[f"{name}.{index}"] = Layout(np.full(len(attention.get_buffer(index)), -1), "carries")
         if view == "dimensions":
             for weight in attention.by_head:
                 found[f"{name}.{weight}"] = Layout(np.full(heads, -1), "produces")
-        for leaf, layer, count in (("q", attention.q, heads), ("k", attention.k, several), ("v", attention.v, several)):
+        layers = [("q", attention.q, heads), ("k", attention.k, several), ("v", attention.v, several)]
+        layers += [(leaf, attention.get_submodule(leaf), heads) for leaf in attention.beside]
+        for leaf, layer, count in layers:
             rows = layer.out_features
             weight = f"{name}.{leaf}.weight"
             if view == "heads":
