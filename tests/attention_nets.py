@@ -53,12 +53,21 @@ def beside(count: int) -> Inputs:
     return {**texts(count), "encoder_hidden_states": numbers(count, 6, 32)}
 
 
+def pages(count: int) -> Inputs:
+    corners = torch.randint(0, 30, (count, 9, 4), generator=torch.Generator().manual_seed(4))
+    return {**texts(count), "bbox": corners.sort(dim=-1).values[..., [0, 1, 2, 3]]}
+
+
 def images(count: int) -> Inputs:
     return {"pixel_values": numbers(count, 3, 32, 32)}
 
 
 LINES = {**WORDS, **SIZES, **ENDS}
 SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2], "num_heads": [4], "window_size": 4}
+PAGE = {
+    "coordinate_size": 4, "shape_size": 8, "rel_pos_bins": 8, "max_rel_pos": 16, "rel_2d_pos_bins": 8,
+    "max_rel_2d_pos": 64, "max_2d_position_embeddings": 64, **WORDS, **SIZES, **ENDS,
+}  # fmt: skip
 NEO = {
     "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 4, "attention_types": [[["global", "local"], 1]],
     **WORDS, **ENDS,
@@ -110,6 +119,8 @@ ONE_STREAM: dict[str, tuple[Build, Callable[[int], Inputs]]] = {
         ),
         images,
     ),
+    "Swin, v2": (lambda t: t.Swinv2Model(t.Swinv2Config(**SWIN)), images),
+    "LayoutLMv3": (lambda t: t.LayoutLMv3Model(t.LayoutLMv3Config(visual_embed=False, **PAGE)), pages),
     "Swin": (lambda t: t.SwinModel(t.SwinConfig(**SWIN)), images),
     "ModernBert": (lambda t: t.ModernBertModel(t.ModernBertConfig(cls_token_id=0, sep_token_id=0, **LINES)), texts),
     "DebertaV2": (lambda t: t.DebertaV2Model(t.DebertaV2Config(share_att_key=True, **POSITIONS)), texts),

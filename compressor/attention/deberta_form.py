@@ -24,13 +24,13 @@ OF_POSITIONS = ("pos_key_proj", "pos_query_proj")
 class DebertaAttention(DenseAttention):
     """In the place of a `DisentangledSelfAttention`, with its way of being called."""
 
-    fixed = POSITIONS
     read_by = "output.dense"
 
     def __init__(self, *layers: Any, module: Any, **options: Any) -> None:
         super().__init__(*layers, **options)
         self.home = type(module).__module__
         self.relative = bool(module.relative_attention)
+        self.fixed = POSITIONS if self.relative else None
         self.kinds: tuple[str, ...] = tuple(module.pos_att_type) if self.relative else ()
         self.span = int(getattr(module, "pos_ebd_size", 0))
         self.buckets = (

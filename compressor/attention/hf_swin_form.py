@@ -52,5 +52,6 @@ class HFSwinAttention(DenseAttention):
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
         mask = attention_mask
         if mask is not None:
-            mask = mask[:, None].repeat(len(hidden_states) // len(mask), 1, 1, 1)
+            samples = hidden_states.shape[0] // mask.shape[0]
+            mask = mask[None, :, None].expand(samples, -1, -1, -1, -1).flatten(0, 1)
         return self.mixed(q, k, v, self.relative_position_bias(), mask)
