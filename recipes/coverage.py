@@ -107,7 +107,8 @@ HF = {
     "bart": f"{_BART}&auto=BartForConditionalGeneration", "marian": f"{_BART}&auto=MarianMTModel",
     "whisper": f"{_BART}&auto=WhisperForConditionalGeneration&num_mel_bins=8&max_source_positions=12"
                "&max_target_positions=40",
-    "swin": "weights=none&image_size=32&patch_size=2&embed_dim=24&window_size=4",
+    **dict.fromkeys(("swin", "swinv2"), "weights=none&image_size=32&patch_size=2&embed_dim=24&window_size=2"),
+    "layoutlmv3": f"{_SMALL}&{_TABLES}&visual_embed=false&coordinate_size=4&shape_size=8",
     "beit biased": f"{_SMALL}&image_size=32&patch_size=8&use_relative_position_bias=true",
     "deberta-v2 relative": f"{_SMALL}&{_TABLES}&relative_attention=true&share_att_key=true&position_buckets=8"
                            "&norm_rel_ebd=layer_norm&pos_att_type=c2p|p2c",
