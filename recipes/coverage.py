@@ -190,7 +190,7 @@ def built(family: str, name: str, size: int | None) -> tuple[nn.Module, Any]:
 
 def drawn(model: Any, vocabulary: int | None, shape: tuple[int, ...], generator: torch.Generator) -> Any:
     """Random images or texts; for a network of two streams, what its decoder has said as well."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(model, "main_input_name", "") == "input_features":
         sounds = torch.randn(SAMPLES, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
         said = torch.randint(config.vocab_size, (SAMPLES, 12), generator=generator)

@@ -134,5 +134,5 @@ ONE_STREAM: dict[str, tuple[Build, Callable[[int], Inputs]]] = {
 """Networks of one stream whose attention adds something to its logits, or makes something else of them."""
 SPEAKING = ("Bloom", "Mpt", "GPTNeo", "Gemma2", "RoFormer")
 """Those that say what comes next, with a cache."""
-ROUNDED = dict.fromkeys(("Bloom", "Mpt", "GPTNeo", "Gemma2", "ModernBert"), 1e-6)
+ROUNDED: dict[str, float] = dict.fromkeys(("Bloom", "Mpt", "GPTNeo", "Gemma2", "ModernBert"), 1e-6)
 """Those that compute parts in float32 whatever their precision, and how close two of them come."""

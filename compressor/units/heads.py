@@ -40,10 +40,9 @@ def layouts(model: nn.Module, view: View) -> dict[str, Layout]:
         if view == "dimensions":
             for weight in attention.by_head:
                 found[f"{name}.{weight}"] = Layout(np.full(heads, -1), "produces")
-        layers = [("q", attention.q, heads), ("k", attention.k, several), ("v", attention.v, several)]
-        layers += [(leaf, attention.get_submodule(leaf), heads) for leaf in attention.beside]
-        for leaf, layer, count in layers:
-            rows = layer.out_features
+        counts = {"q": heads, "k": several, "v": several, **dict.fromkeys(attention.beside, heads)}
+        for leaf, count in counts.items():
+            rows = len(attention.get_parameter(f"{leaf}.weight"))
             weight = f"{name}.{leaf}.weight"
             if view == "heads":
                 found[weight] = Layout(np.arange(several).repeat(rows // several), "produces")
