@@ -32,12 +32,14 @@ import measuring  # noqa: E402
 import planted  # noqa: E402
 
 from compressor.errors import CompressorError  # noqa: E402
+from compressor.export.inputs import as_float  # noqa: E402
 from compressor.export.onnx import export_onnx  # noqa: E402
 from compressor.sources.models import load_model  # noqa: E402
 from compressor.surgery.exact import exact_compress, moved  # noqa: E402
 from compressor.units.check import checked  # noqa: E402
 from compressor.units.dense import in_dense_form  # noqa: E402
 from compressor.units.graph import UnitGraph  # noqa: E402
+from compressor.units.program import call_arguments, example_pair  # noqa: E402
 from compressor.units.trace import trace  # noqa: E402
 
 SAMPLES = 24
@@ -65,6 +67,12 @@ _HEADS = "weights=none&hidden_size=32&num_hidden_layers=2&num_attention_heads=4"
 _SMALL = f"{_HEADS}&intermediate_size=64"
 _TABLES = "vocab_size=60&max_position_embeddings=40"  # as small a part of the whole as in the full-sized networks
 _ENDS = "bos_token_id=0&eos_token_id=0"
+_SPOKEN = "decoder_start_token_id=0&bos_token_id=0&eos_token_id=1&pad_token_id=1"
+_T5 = f"weights=none&d_model=32&d_kv=8&d_ff=64&num_layers=2&num_heads=4&vocab_size=60&{_SPOKEN}"
+_BART = (
+    "weights=none&d_model=32&encoder_layers=1&decoder_layers=1&encoder_attention_heads=4&decoder_attention_heads=4"
+    f"&encoder_ffn_dim=64&decoder_ffn_dim=64&{_TABLES}&{_SPOKEN}"
+)
 HF = {
     "bert": f"{_SMALL}&{_TABLES}", "roberta": f"{_SMALL}&{_TABLES}", "electra": f"{_SMALL}&{_TABLES}&embedding_size=32",
     "distilbert": f"weights=none&dim=32&n_layers=2&n_heads=4&hidden_dim=64&{_TABLES}",
@@ -94,7 +102,21 @@ HF = {
     "mistral": f"{_SMALL}&{_TABLES}&auto=MistralForCausalLM&num_key_value_heads=2",
     "qwen2": f"{_SMALL}&{_TABLES}&auto=Qwen2ForCausalLM&num_key_value_heads=2",
     "gemma2": f"{_SMALL}&{_TABLES}&auto=Gemma2ForCausalLM&num_key_value_heads=2&head_dim=8",
+    "t5": f"{_T5}&auto=T5ForConditionalGeneration", "t5 encoder": f"{_T5}&auto=T5EncoderModel",
+    "mt5": f"{_T5}&auto=MT5ForConditionalGeneration",
+    "bart": f"{_BART}&auto=BartForConditionalGeneration", "marian": f"{_BART}&auto=MarianMTModel",
+    "whisper": f"{_BART}&auto=WhisperForConditionalGeneration&num_mel_bins=8&max_source_positions=12"
+               "&max_target_positions=40",
+    **dict.fromkeys(("swin", "swinv2"), "weights=none&image_size=32&patch_size=2&embed_dim=24&window_size=2"),
+    "layoutlmv3": f"{_SMALL}&{_TABLES}&visual_embed=false&coordinate_size=4&shape_size=8",
+    "beit biased": f"{_SMALL}&image_size=32&patch_size=8&use_relative_position_bias=true",
+    "deberta-v2 relative": f"{_SMALL}&{_TABLES}&relative_attention=true&share_att_key=true&position_buckets=8"
+                           "&norm_rel_ebd=layer_norm&pos_att_type=c2p|p2c",
+    "bloom": "weights=none&auto=BloomForCausalLM&hidden_size=32&n_layer=2&n_head=4&vocab_size=60",
+    "mpt": "weights=none&auto=MptForCausalLM&d_model=32&n_layers=2&n_heads=4&vocab_size=60&max_seq_len=40",
+    "gpt_neo": f"weights=none&auto=GPTNeoForCausalLM&hidden_size=32&num_heads=4&window_size=4&{_TABLES}&{_ENDS}",
 }  # fmt: skip
+"""What is asked for of a kind of transformers' network; behind the kind's name a word tells two of a kind apart."""
 
 
 class Detector(nn.Module):
@@ -136,7 +158,7 @@ def listed() -> Iterator[tuple[str, str, int | None]]:
     yield from (("detection", "ssdlite320_mobilenet_v3_large", 128), ("segmentation", "lraspp_mobilenet_v3_large", 64))
 
 
-def built(family: str, name: str, size: int | None) -> tuple[nn.Module, Tensor]:
+def built(family: str, name: str, size: int | None) -> tuple[nn.Module, Any]:
     """The network in float64 with signal at its outputs, and inputs."""
     generator = torch.Generator().manual_seed(0)
     if family in ("detection", "segmentation"):
@@ -153,18 +175,32 @@ def built(family: str, name: str, size: int | None) -> tuple[nn.Module, Tensor]:
             extra += f"&image_size={size}"
         elif name in ("googlenet", "inception_v3"):
             extra += "&aux_logits=False"
+        kind = name.partition(" ")[0]
         loaded = load_model(
-            f"{family}:{name}?{HF.get(name, 'weights=none') if family == 'hf' else 'weights=none'}{extra}"
+            f"{family}:{kind}?{HF.get(name, 'weights=none') if family == 'hf' else 'weights=none'}{extra}"
         )
         model, vocabulary = loaded.model, loaded.vocabulary
         shape = loaded.input_shape or (16,)
         shape = (3, size, size) if size is not None else shape
+    first, inputs = (drawn(model, vocabulary, shape, generator) for _ in range(2))
     if vocabulary is not None:
-        return planted.awake(model, torch.randint(vocabulary, (SAMPLES, *shape), generator=generator)).double(), (
-            torch.randint(vocabulary, (SAMPLES, *shape), generator=generator)
-        )
-    inputs = torch.randn(SAMPLES, *shape, generator=generator)
-    return planted.awake(model, inputs).double().eval(), inputs.double()
+        return planted.awake(model, first).double(), as_float(inputs, torch.float64)
+    return planted.awake(model, first).double().eval(), as_float(first, torch.float64)
+
+
+def drawn(model: Any, vocabulary: int | None, shape: tuple[int, ...], generator: torch.Generator) -> Any:
+    """Random images or texts; for a network of two streams, what its decoder has said as well."""
+    config: Any = getattr(model, "config", None)
+    if getattr(model, "main_input_name", "") == "input_features":
+        sounds = torch.randn(SAMPLES, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+        said = torch.randint(config.vocab_size, (SAMPLES, 12), generator=generator)
+        return {"input_features": sounds, "decoder_input_ids": said}
+    if vocabulary is None:
+        return torch.randn(SAMPLES, *shape, generator=generator)
+    texts = torch.randint(vocabulary, (SAMPLES, *shape), generator=generator)
+    if not getattr(config, "is_encoder_decoder", False):
+        return texts
+    return {"input_ids": texts, "decoder_input_ids": torch.randint(vocabulary, (SAMPLES, 12), generator=generator)}
 
 
 def coverable(model: nn.Module, graph: UnitGraph) -> float:
@@ -179,8 +215,8 @@ def measured(family: str, name: str, size: int | None) -> dict[str, Any]:
     """One network."""
     start = time.perf_counter()
     model, inputs = built(family, name, size)
-    model = in_dense_form(model, inputs[:2])
-    graph = checked(model, trace(model, inputs), inputs[:2])
+    model = in_dense_form(model, example_pair(inputs))
+    graph = checked(model, trace(model, inputs), example_pair(inputs))
     reasons = Counter(group.frozen for group in graph.groups if group.frozen is not None)
     row: dict[str, Any] = {
         "layers": graph.layers,
@@ -199,16 +235,17 @@ def measured(family: str, name: str, size: int | None) -> dict[str, Any]:
     return row
 
 
-def exact(model: nn.Module, graph: UnitGraph, inputs: Tensor) -> dict[str, Any]:
+def exact(model: nn.Module, graph: UnitGraph, inputs: Any) -> dict[str, Any]:
     """Planted copies through exact mode, and the result as an ONNX file."""
     wide = planted.split(model, graph, planted.choose(graph, 0), 0)
     try:
         found = trace(wide.model, inputs)
     except CompressorError as error:  # its forward pass counts on the widths that it was built with
         return {"not_widened": str(error)[:300]}
-    small, plan = exact_compress(wide.model, checked(wide.model, found, inputs[:2]), inputs, effort=0.0)
+    small, plan = exact_compress(wide.model, checked(wide.model, found, example_pair(inputs)), inputs, effort=0.0)
     with torch.no_grad():
-        before, after = (network(inputs) for network in (wide.model, small))
+        args, kwargs = call_arguments(inputs)
+        before, after = (network(*args, **kwargs) for network in (wide.model, small))
     before, after = ([answer if isinstance(answer, Tensor) else answer[0]] for answer in (before, after))
     gone = {fold.group: len(fold.dropped) for fold in plan.folds}
     row: dict[str, Any] = {
@@ -219,9 +256,7 @@ def exact(model: nn.Module, graph: UnitGraph, inputs: Tensor) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as folder:
         try:
-            sent = export_onnx(
-                small.float(), inputs.float() if inputs.is_floating_point() else inputs, Path(folder) / "a.onnx"
-            )
+            sent = export_onnx(small.float(), as_float(inputs, torch.float32), Path(folder) / "a.onnx")
             row |= {"onnx": sent.relative_error, "onnx_holds": sent.parity.holds, "exporter": sent.exporter}
         except CompressorError as error:
             row["onnx_error"] = str(error)[:300]

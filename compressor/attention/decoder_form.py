@@ -1,4 +1,6 @@
-"""Self-attention of Hugging Face decoders (Llama, Qwen3 and their kin) in dense form: rotary positions, shared keys."""
+"""Self-attention of Hugging Face decoders (Llama, Qwen3 and their kin, ModernBERT) in dense form: rotary positions,
+shared keys.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from compressor.attention.dense import (
     DenseAttention,
@@ -18,6 +21,7 @@ from compressor.attention.dense import (
     scales,
     swapped,
     term_and_hearing,
+    upcast,
 )
 from compressor.attention.fused import Rows, put_together, rows_apart, taken_apart
 from compressor.attention.head_norm import HeadNorm, fill_norm, headwise
@@ -44,6 +48,10 @@ class RotaryAttention(DenseAttention):
         given = [copy.deepcopy(getattr(module, name, None)) for name in style.norms or ("", "")]
         self.q_norm, self.k_norm = (headwise(norm) for norm in given)
         self.normed_together = style.normed == "all"
+        self.cap = None if style.capped is None else getattr(module, style.capped)
+        self.softmax_in = upcast(module)
+        behind = None if style.behind is None else getattr(module, style.behind)
+        self.out_dropout = float(behind.p) if isinstance(behind, nn.Dropout) else 0.0
 
     @classmethod
     def of(cls, module: Any) -> DenseAttention | str | None:
@@ -65,7 +73,10 @@ class RotaryAttention(DenseAttention):
         first = inputs[0]
         fused = None if rows is None else taken_apart(first.weight, first.bias, first.weight, rows)
         layers = fused or [copied(part) for part in inputs]
-        scale = scales(float(getattr(module, style.scaling)), heads, output.weight)
+        size = float(getattr(module, style.size))
+        scale = scales(
+            size**-0.5 if style.scaling is None else float(getattr(module, style.scaling)), heads, output.weight
+        )
         dropout = module.attention_dropout  # Falcon has a layer for it, which it does not use
         dropout = 0.0 if isinstance(dropout, nn.Module) else dropout
         return cls(*layers, copied(output), scale, shared=shared, style=style, module=module, dropout=dropout)
@@ -108,7 +119,8 @@ class RotaryAttention(DenseAttention):
         if cache is not None:
             k, v = cache.update(k, v, self.place)
         mask, hears = term_and_hearing(attention_mask, q, k, self.causal)
-        return self.mixed(q, k, v, mask, hears=hears)
+        features, pattern = self.mixed(q, k, v, mask, hears=hears)
+        return F.dropout(features, self.out_dropout, self.training), pattern
 
     def _norm(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """(N, H, T, Q) behind the norm of queries or keys, if there is one."""

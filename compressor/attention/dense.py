@@ -6,6 +6,10 @@ dimensions.
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,10 +25,24 @@ class DenseAttention(nn.Module):
     """
 
     scale: Tensor
+    places: Tensor | None
+    """(H,) which of the heads that there were each one is, for terms of the logits that are made for all of them
+    elsewhere (see `with_places`).
+    """
     shared: int = 1
     """Query heads for each key / value head; they stay or go together."""
     fixed: str | None = None
     """Why the query and key dimensions of a head stay, where they must: `q kᵀ` alone does not say what they do."""
+    cap: float | None = None
+    """Logits are cap · tanh(logits / cap), before anything is added to them."""
+    scores_in: torch.dtype | None = None
+    """The precision in which queries are compared with keys, where it is not that of the weights."""
+    softmax_in: torch.dtype | None = None
+    """The precision of the softmax, where it is not that of the logits."""
+    beside: tuple[str, ...] = ()
+    """Further layers, by their names in here, that write H·Q features, where these dimensions are `fixed`."""
+    chosen: tuple[str, ...] = ()
+    """Buffers that choose by place from what is made elsewhere, and belong to no head or dimension."""
     by_head: tuple[str, ...] = ()
     """Further weights, by their names in here, that have one row for each head, of no dimension of it."""
     normed_together: bool = False
@@ -40,6 +58,19 @@ class DenseAttention(nn.Module):
         self.out = out
         self.dropout = dropout
         self.register_buffer("scale", scale)
+        self.register_buffer("places", None)
+
+    def with_places(self) -> None:
+        """From now on terms of the logits may come with one entry for each head that there is now: position biases that
+        several layers read, or distances. A head that goes takes its entry in `places` with it, and nothing else.
+        """
+        self.places = torch.arange(len(self.scale), device=self.scale.device)
+
+    def of_heads(self, term: Tensor | None) -> Tensor | None:
+        """(N, heads there were, T, S) or (N, 1, T, S) -> what it says of the heads there are."""
+        if self.places is None or term is None or term.shape[1] == 1:
+            return term
+        return term.index_select(1, self.places)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(N, T, E) outputs and (N, H, T, S) attention; `mask` is added to the logits, broadcast to (N, H, T, S)."""
@@ -47,10 +78,17 @@ class DenseAttention(nn.Module):
 
     def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, H, T, Q) queries, (N, K, S, Q) keys and (N, K, S, V) values."""
-        heads = len(self.scale)
-        parts = ((self.q, query, heads), (self.k, key, heads // self.shared), (self.v, value, heads // self.shared))
-        q, k, v = (swapped(layer(x).unflatten(-1, (count, -1))) for layer, x, count in parts)
-        return q, k, v
+        return (self.queries(query), *self.keys_and_values(key, value))
+
+    def queries(self, query: Tensor) -> Tensor:
+        """(N, H, T, Q)."""
+        return swapped(self.q(query).unflatten(-1, (len(self.scale), -1)))
+
+    def keys_and_values(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, K, S, Q) and (N, K, S, V)."""
+        heads = len(self.scale) // self.shared
+        k, v = (swapped(layer(x).unflatten(-1, (heads, -1))) for layer, x in ((self.k, key), (self.v, value)))
+        return k, v
 
     def mixed(
         self, q: Tensor, k: Tensor, v: Tensor, *terms: Tensor | None, hears: Tensor | None = None
@@ -58,12 +96,15 @@ class DenseAttention(nn.Module):
         """What `attend` returns, from what `projected` does; `terms` are added to the logits one by one. `hears`
         (broadcast to (N, H, T, 1)) is False for queries that see no key: they mix nothing.
         """
+        if self.scores_in is not None:
+            q, k = q.to(self.scores_in), k.to(self.scores_in)
         if self.shared > 1:
             k, v = (x[:, :, None].expand(-1, -1, self.shared, -1, -1).flatten(1, 2) for x in (k, v))
-        logits = (q * self.scale[:, None, None]) @ k.transpose(-2, -1)
+        logits = (q * self.scale.to(q.dtype)[:, None, None]) @ k.transpose(-2, -1)
+        logits = logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
         for term in terms:
             logits = logits if term is None else logits + term
-        pattern = torch.softmax(logits, -1)
+        pattern = torch.softmax(logits, -1, dtype=self.softmax_in).to(v.dtype)
         pattern = pattern if hears is None else pattern * hears.to(pattern.dtype)
         mixed = F.dropout(pattern, self.dropout, self.training) @ v
         features = swapped(mixed).flatten(2)
@@ -71,7 +112,7 @@ class DenseAttention(nn.Module):
 
     def per_head(self) -> Tensor | None:
         """(H, ·) numbers of each head that are in none of its layers (position biases, a temperature), if there are."""
-        return None
+        return None if self.places is None else self.places[:, None].to(self.scale)
 
     @classmethod
     def of(cls, module: nn.Module) -> DenseAttention | str | None:
@@ -128,6 +169,16 @@ def copy_numbers(source: nn.Linear | None, target: nn.Linear) -> None:
 def hooked(*modules: nn.Module) -> bool:
     """True if something else listens to a module or computes its weights (hooks, parametrisations)."""
     return any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations") for m in modules)
+
+
+def upcast(module: Any) -> torch.dtype | None:
+    """The precision of the softmax of an attention of transformers, where its file says float32 of the plain way."""
+    way = getattr(importlib.import_module(type(module).__module__), "eager_attention_forward", None)
+    plain = getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
+    try:
+        return torch.float32 if plain and way and "dtype=torch.float32" in inspect.getsource(way) else None
+    except (OSError, TypeError):  # no source
+        return None
 
 
 def term_and_hearing(

@@ -1,5 +1,5 @@
-"""Self-attention of Hugging Face encoders in dense form: BERT, DistilBERT, ALBERT, MPNet, ViT, CLIP, SigLIP, Whisper,
-wav2vec2, BART and their kin.
+"""Attention of Hugging Face encoders and decoders in dense form: BERT, DistilBERT, ALBERT, MPNet, ViT, BEiT, CLIP,
+SigLIP, Whisper, wav2vec2, BART and their kin, also across two streams and with a cache.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
 from compressor.attention.lines import computes_as
+from compressor.attention.streams import CACHE, ELSEWHERE, keys_and_values, takes
 from compressor.errors import ModelError
 
 LAYERS = {
@@ -28,6 +29,7 @@ FAMILIES = ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "DistilBert
 """What stands before that end: classes whose forward is what `HFAttention` does."""
 KIN = {
     ("bert", "BertSelfAttention"): "SelfAttention",
+    ("bert", "BertCrossAttention"): "SelfAttention",
     ("layoutlm", "LayoutLMSelfAttention"): "SelfAttention",
     ("megatron_bert", "MegatronBertSelfAttention"): "SelfAttention",
     ("yolos", "YolosSelfAttention"): "SelfAttention",
@@ -39,14 +41,21 @@ KIN = {
     ("bart", "BartAttention"): "Attention of CLIP",
 }
 """Folder and class of transformers -> key of LAYERS: so is every class that computes by the same lines."""
-OTHER_INPUTS = ("past_key_values", "past_key_value", "encoder_hidden_states", "key_value_states", "head_mask")
+OTHER_INPUTS = (*ELSEWHERE, CACHE, "past_key_value", "head_mask")
 HEADS = ("num_attention_heads", "n_heads", "num_heads")
 """What classes call the number of their heads."""
 
 
+def biased(module: Any) -> bool:
+    """Whether terms of its logits may come with one entry for each head: MPNet's of the encoder, BEiT's as the mask."""
+    config = getattr(module, "config", None)
+    named = (getattr(config, f"use_{which}relative_position_bias", False) for which in ("", "shared_"))
+    return type(module).__name__ == "MPNetSelfAttention" or any(named)
+
+
 class HFAttention(DenseAttention):
-    """In the place of a self-attention of `transformers`, with its way of being called. In ALBERT, with its own norm of
-    the sum with its input.
+    """In the place of an attention of `transformers`, with its way of being called. In ALBERT, with its own norm of the
+    sum with its input.
     """
 
     def __init__(
@@ -56,15 +65,20 @@ class HFAttention(DenseAttention):
         out_name: str | None,
         norm: nn.Module | None,
         out_dropout: float,
+        module: Any,
         **options: Any,
     ) -> None:
         super().__init__(*layers, **options)
         self.names, self.out_name, self.out_dropout = names, out_name, out_dropout
         self.norm = norm
+        self.causal, self.place = bool(getattr(module, "is_causal", False)), getattr(module, "layer_idx", None)
+        self.known = tuple(name for name in (*ELSEWHERE, CACHE) if takes(type(module), name))
+        if biased(module):
+            self.with_places()
 
     @classmethod
     def of(cls, module: Any) -> DenseAttention | str | None:
-        """Self-attention of an encoder; that of a decoder (causal, cached) is not followed."""
+        """Attention by known lines; that of a decoder only where its class takes a cache by name."""
         kind = type(module)
         if not kind.__module__.startswith("transformers.models."):
             return None
@@ -77,7 +91,8 @@ class HFAttention(DenseAttention):
             return None  # the class around it, which has one of these inside
         if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):  # type: ignore[arg-type]
             return f"attention heads ({kind.__name__} with layers of another kind)"
-        if getattr(module, "is_decoder", False) or getattr(module, "is_causal", False):
+        decodes = getattr(module, "is_decoder", False) or getattr(module, "is_causal", False)
+        if decodes and not takes(kind, CACHE):
             return f"attention heads ({kind.__name__} of a decoder)"
         position = getattr(module, "position_embedding_type", "absolute")
         heads = next((getattr(module, name) for name in HEADS if hasattr(module, name)), None)
@@ -91,7 +106,7 @@ class HFAttention(DenseAttention):
         norm, behind = getattr(module, "LayerNorm", None), getattr(module, "output_dropout", None)
         made = cls(
             q, k, v, out, scales(value, heads, like), dropout=_dropout(module), names=tuple(names), out_name=out_name,
-            norm=copy.deepcopy(norm), out_dropout=0.0 if behind is None else behind.p,
+            norm=copy.deepcopy(norm), out_dropout=0.0 if behind is None else behind.p, module=module,
         )  # fmt: skip
         made.read_by = reader
         return made
@@ -113,19 +128,23 @@ class HFAttention(DenseAttention):
         **others: Any,
     ) -> tuple[Tensor, Tensor]:
         """(features, attention). Of a bool mask, True means that a key is seen; a float mask is added, and so is
-        `position_bias`.
+        `position_bias`. Without a mask a decoder's query sees keys up to its own place.
         """
-        given = [name for name in OTHER_INPUTS if others.get(name) is not None]
+        given = [name for name in OTHER_INPUTS if others.get(name) is not None and name not in self.known]
         if given or (attention_mask is not None and attention_mask.dim() != 4):
             raise ModelError(
                 "attention in dense form",
                 given[0] if given else f"a mask of {attention_mask.dim()} dimensions",  # type: ignore[union-attr]
-                "self-attention of an encoder, with a mask of 4 dimensions",
-                "use attn_implementation 'sdpa' or 'eager', without cache.",
+                f"tokens, a mask of 4 dimensions{''.join(f', {name}' for name in self.known)}",
+                "use attn_implementation 'sdpa' or 'eager'.",
             )
-        q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
-        mask, _ = term_and_hearing(attention_mask, q, k, causal=bool(others.get("is_causal")))  # CLIP's text side
-        features, pattern = self.mixed(q, k, v, position_bias, mask)
+        other = next((others[name] for name in ELSEWHERE if others.get(name) is not None), None)
+        q = self.queries(hidden_states)
+        k, v = keys_and_values(self.keys_and_values, hidden_states, other, others.get(CACHE), self.place)
+        causal = others.get("is_causal")  # CLIP's text side is told so in each call
+        mask, hears = term_and_hearing(attention_mask, q, k, self.causal if causal is None else bool(causal))
+        terms, hears = (self.of_heads(position_bias), self.of_heads(mask)), self.of_heads(hears)
+        features, pattern = self.mixed(q, k, v, *terms, hears=hears)
         if self.norm is not None:
             features = self.norm(hidden_states + F.dropout(features, self.out_dropout, self.training))
         return features, pattern

@@ -7,12 +7,20 @@ import copy
 import torch
 from torch import nn
 
+from compressor.attention.alibi_form import AlibiAttention
 from compressor.attention.causal_form import CausalAttention
+from compressor.attention.deberta_form import DebertaAttention
 from compressor.attention.decoder_form import RotaryAttention
 from compressor.attention.dense import DenseAttention
 from compressor.attention.hand_form import HandAttention
 from compressor.attention.hf_form import HFAttention
+from compressor.attention.hf_swin2_form import HFSwin2Attention
+from compressor.attention.hf_swin_form import HFSwinAttention
+from compressor.attention.layout_form import LayoutAttention
+from compressor.attention.neo_form import NeoAttention
+from compressor.attention.roformer_form import RoFormerAttention
 from compressor.attention.swin_form import SwinAttention
+from compressor.attention.t5_form import T5Attention
 from compressor.attention.timm_form import TimmAttention
 from compressor.attention.timm_swin_form import TimmSwinAttention
 from compressor.attention.torch_form import TorchAttention
@@ -20,7 +28,8 @@ from compressor.attention.transposed import transposed_again
 
 FORMS: tuple[type[DenseAttention], ...] = (
     TorchAttention, SwinAttention, TimmAttention, TimmSwinAttention, HFAttention, RotaryAttention, CausalAttention,
-    HandAttention,
+    T5Attention, HFSwinAttention, AlibiAttention, NeoAttention, RoFormerAttention, DebertaAttention,
+    HFSwin2Attention, LayoutAttention, HandAttention,
 )  # fmt: skip
 
 

@@ -37,8 +37,12 @@ class Style:
     """Whether they take each head by itself, or all at once."""
     size: str = "head_dim"
     """Attribute with the dimensions of a head."""
-    scaling: str = "scaling"
-    """Attribute with what logits are multiplied by."""
+    scaling: str | None = "scaling"
+    """Attribute with what logits are multiplied by; None: one over the root of a head's dimensions."""
+    capped: str | None = None
+    """Attribute with what logits stay below in size, softly, if it is a number."""
+    behind: str | None = None
+    """A dropout behind the output."""
     keys: str | None = None
     """Attribute with the number of key / value heads, where none says how many queries share one."""
     linear: str | None = None
@@ -64,6 +68,8 @@ STYLES = (
         "falcon", "FalconAttention", inputs=("query_key_value",), by_head=True, output="dense", keys="num_kv_heads",
         scaling="inv_norm_factor", linear="FalconLinear",
     ),
+    Style("modernbert", "ModernBertAttention", inputs=("Wqkv",), output="Wo", scaling=None, behind="out_drop"),
+    Style("gemma2", "Gemma2Attention", capped="attn_logit_softcapping"),
 )  # fmt: skip
 
 

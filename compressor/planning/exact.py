@@ -37,7 +37,7 @@ from compressor.planning.transplant import wired_alike
 from compressor.records import Finding
 from compressor.sources.samples import runs
 from compressor.units.graph import Group, UnitGraph
-from compressor.units.modes import in_precision
+from compressor.units.modes import unrounded
 from compressor.units.trace import recorded_pair
 
 BATCH = 16
@@ -108,7 +108,7 @@ def find_exact(
     after each batch. Raises DataError without samples.
     """
     dtype = running_dtype(model, inputs)
-    net = in_precision(copy.deepcopy(model).cpu(), dtype).eval()
+    net = unrounded(copy.deepcopy(model), dtype)
     search = _Search(net, graph, cast_inputs(inputs, dtype), seed, effort, parameter_dtype(model), progress)
     return search.run()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from compressor.planning.fresh import taken
-from compressor.units.modes import in_precision
+from compressor.units.modes import unrounded
 from compressor.units.program import call_arguments, failed
 
 
@@ -37,7 +37,7 @@ def running_dtype(model: nn.Module, inputs: Any) -> torch.dtype:
     """
     error: Exception | None = None
     for dtype in (torch.float64, torch.float32):
-        net = in_precision(copy.deepcopy(model).cpu(), dtype).eval()
+        net = unrounded(copy.deepcopy(model), dtype)
         args, kwargs = call_arguments(taken(cast_inputs(inputs, dtype), torch.tensor([0, 0])))
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -20,7 +20,7 @@ from compressor.planning.precision import cast_inputs, parameter_dtype, running_
 from compressor.surgery.fold import folded
 from compressor.surgery.landing import landings
 from compressor.units.graph import UnitGraph
-from compressor.units.modes import in_precision
+from compressor.units.modes import unrounded
 from compressor.units.program import call_arguments, tensors_in
 from compressor.units.trace import recorded_pair
 
@@ -95,7 +95,7 @@ class _Comparison:
         are rounded anew (up to a hundred times the constant): deep networks amplify rounding.
         """
         dtype = parameter_dtype(self._model)
-        rounded = in_precision(copy.deepcopy(self._model).cpu(), torch.float64)
+        rounded = unrounded(copy.deepcopy(self._model), torch.float64)
         with torch.no_grad():
             for parameter in rounded.parameters():
                 sign = torch.randint(2, parameter.shape, generator=self._generator).double() * 2 - 1
@@ -104,7 +104,7 @@ class _Comparison:
         return min(max(MOVED[dtype], 3 * own), 100 * MOVED[dtype])
 
     def _run(self, model: nn.Module) -> list[Tensor]:
-        net = in_precision(copy.deepcopy(model).cpu(), self._dtype).eval()
+        net = unrounded(copy.deepcopy(model), self._dtype)
         parts = []
         with torch.no_grad():
             for _, batch in batched(self._inputs, COMPARED):

@@ -32,11 +32,17 @@ def layouts(model: nn.Module, view: View) -> dict[str, Layout]:
     for name, attention in attentions(model).items():
         heads = len(attention.scale)
         several = heads // attention.shared
+        if attention.places is not None:
+            units = np.arange(several).repeat(attention.shared) if view == "heads" else np.full(heads, -1)
+            found[f"{name}.places"] = Layout(units, "carries")
+        for index in attention.chosen:
+            found[f"{name}.{index}"] = Layout(np.full(len(attention.get_buffer(index)), -1), "carries")
         if view == "dimensions":
             for weight in attention.by_head:
                 found[f"{name}.{weight}"] = Layout(np.full(heads, -1), "produces")
-        for leaf, layer, count in (("q", attention.q, heads), ("k", attention.k, several), ("v", attention.v, several)):
-            rows = layer.out_features
+        counts = {"q": heads, "k": several, "v": several, **dict.fromkeys(attention.beside, heads)}
+        for leaf, count in counts.items():
+            rows = len(attention.get_parameter(f"{leaf}.weight"))
             weight = f"{name}.{leaf}.weight"
             if view == "heads":
                 found[weight] = Layout(np.arange(several).repeat(rows // several), "produces")

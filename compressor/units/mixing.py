@@ -42,6 +42,8 @@ ALONG = (
     "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
     "sort", "topk", "argsort",
 )  # fmt: skip
+OVER_PATHS = ("sum", "_softmax", "softmax")
+"""What may be taken over copies of a unit in several paths that are stacked: they stay or go together."""
 DIM_THIRD = ("linalg_vector_norm", "norm", "topk")
 NORMS = {
     "native_layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "_fused_rms_norm": "RMSNorm", "layer_norm": "LayerNorm",
@@ -176,14 +178,37 @@ def reduce(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out:
         return opaque(out)
     dims = _reduced_dims(name, args, kwargs, value.labels.dim())
     if varies(value.labels, dims):
-        walk.families.freeze(value.labels, _over_units(name))
-        return opaque(out)
+        if name not in OVER_PATHS or not _go_together(walk, value.labels, dims):
+            walk.families.freeze(value.labels, _over_units(name))
+            return opaque(out)
+        if name != "sum":
+            return Activation(value.labels)
+        value = Activation(_first(value.labels, dims))
     small = compact(value.labels)
     results = []
     for tensor in out if isinstance(out, (tuple, list)) else [out]:
         kept = small if tensor.dim() == small.dim() else _dropped(small, dims)
         results.append(Activation(kept.expand(tensor.shape)))
     return results if isinstance(out, (tuple, list)) else results[0]
+
+
+def _go_together(walk: Walk, labels: Tensor, dims: list[int]) -> bool:
+    """Unite units that lie along `dims` where others lie along other dimensions: those tell which belong together."""
+    small = compact(labels)
+    taken = sorted(d % small.dim() for d in dims)
+    if not any(small.size(d) > 1 for d in range(small.dim()) if d not in taken) or bool((small < 0).any()):
+        return False
+    lines = small.movedim(taken, list(range(len(taken)))).flatten(0, len(taken) - 1)
+    walk.families.unite_pairs(lines[:1].expand_as(lines).reshape(-1).numpy(), lines.reshape(-1).numpy())
+    return True
+
+
+def _first(labels: Tensor, dims: list[int]) -> Tensor:
+    """The labels at the first place along `dims`, everywhere there."""
+    small = compact(labels)
+    for d in dims:
+        small = small.narrow(d, 0, 1)
+    return small.expand(labels.shape)
 
 
 def _reduced_dims(name: str, args: list[Any], kwargs: dict[str, Any], count: int) -> list[int]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from compressor.attention.dense import DenseAttention
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -26,6 +28,16 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     would drop their imaginary parts.
     """
     return model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def unrounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`model` (changed in place) in eval mode on the CPU in another precision, in which attention in dense form
+    computes its logits, too: rounding them to float32, as some networks do, would hide what a change does.
+    """
+    for module in model.modules():
+        if isinstance(module, DenseAttention):
+            module.scores_in = module.softmax_in = None
+    return in_precision(model.cpu(), dtype).eval()
 
 
 def floating(model: nn.Module) -> torch.dtype:

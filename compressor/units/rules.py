@@ -255,6 +255,8 @@ def _chosen_by_data(walk: Walk, node: Any) -> bool:
 def indexed(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """Choosing by index: constant indices are applied to the labels; data may choose positions, not units."""
     value, name = args[0], operation_name(node)
+    if name == "index_select" and isinstance(args[2], Parameter) and args[2].name in walk.layouts:
+        return _by_place(walk, args, out)
     if isinstance(value, Activation):
         dims = _indexed_dims(name, node, value.labels.dim())
         if not varies(value.labels, dims):
@@ -277,6 +279,16 @@ def indexed(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out
     real = pytree.tree_map(lambda a: a.cpu() if isinstance(a, Tensor) else a, walk.real(node.args[1:]))
     parameter = value if isinstance(value, Parameter) else None
     return _wrapped(parameter, _run(node, [_labels_of(value, True), *real], kwargs))
+
+
+def _by_place(walk: Walk, args: list[Any], out: Tensor) -> Parameter:
+    """What was made elsewhere, for all heads that there were, say, chosen by a buffer for those that are left: each
+    entry of the buffer belongs to its head, and what was made keeps its entries.
+    """
+    value, dim, places = args[0], args[1] % out.dim(), args[2]
+    walk.freeze(value, "chosen by its place in attention")
+    line = places.index.reshape([-1 if d == dim else 1 for d in range(out.dim())])
+    return Parameter(places.name, places.original, None, line.expand(out.shape), pure=False)
 
 
 def _indexed_dims(name: str, node: Node, dims: int) -> list[int]:

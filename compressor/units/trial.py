@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.units.cut import cut, keep_mask
 from compressor.units.graph import Axis, UnitGraph
-from compressor.units.modes import in_precision
+from compressor.units.modes import unrounded
 from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
 
 Kept = Mapping[str, tuple[int, ...]]
@@ -45,7 +45,7 @@ class Trial:
             for dtype in ROUNDING:
                 ready = pytree.tree_map(lambda leaf, dtype=dtype: _cast(leaf, dtype), given)
                 try:
-                    outputs = self._forward(_settled(copy.deepcopy(self._model), dtype), ready)
+                    outputs = self._forward(unrounded(copy.deepcopy(self._model), dtype), ready)
                 except Exception as raised:  # noqa: BLE001  (the next way is tried)
                     error = error or raised
                     continue
@@ -134,7 +134,7 @@ class Trial:
 
     def _reference(self, kept: Kept, draw: int, near: bool = False) -> nn.Module:
         """A copy that reads only `kept`: with its own weights (draw 0), or with random ones, or ones `near` its own."""
-        whole = _settled(copy.deepcopy(self._model), self.dtype)
+        whole = unrounded(copy.deepcopy(self._model), self.dtype)
         mask = keep_mask(self._graph, kept)
         generator = torch.Generator().manual_seed(self._seed + 1000 * draw)
         with torch.no_grad():
@@ -216,10 +216,6 @@ def _cast(leaf: Any, dtype: torch.dtype) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     return leaf.detach().cpu().to(dtype) if leaf.is_floating_point() else leaf.detach().cpu()
-
-
-def _settled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return in_precision(model.cpu(), dtype).eval()
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:

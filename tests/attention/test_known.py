@@ -222,11 +222,11 @@ def test_masks_and_training_of_timms_attention() -> None:
     assert dense_form(normed) == "attention heads (timm Attention with norms inside)"
 
 
-def test_decoders_of_transformers_are_refused() -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(vocab_size=50, is_decoder=True, **SIZES)
-    attention = transformers.BertModel(config).encoder.layer[0].attention.self
-    assert dense_form(attention) == "attention heads (BertSelfAttention of a decoder)"
+def test_what_reads_no_later_token_and_knows_no_cache_is_refused() -> None:
+    model: Any = hf_vit()
+    attention = next(module for module in model.modules() if type(module).__name__ == "ViTAttention")
+    attention.is_causal = True
+    assert dense_form(attention) == "attention heads (ViTAttention of a decoder)"
 
 
 def test_distances_that_are_added_to_logits_are_refused() -> None:
