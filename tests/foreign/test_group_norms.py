@@ -36,7 +36,8 @@ def rebuilt(path: Path, *affine: Any, **numbers: Any) -> nn.Module:
         make("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), make("Reshape", ["c", "to"], ["g"]),
         make("InstanceNormalization", ["g", "ones", "zeros"], ["i"], epsilon=1e-3), make("Shape", ["c"], ["s"]),
         make("Reshape", ["i", "s"], ["n"]), *affine, make("Relu", [last], ["r"]),
-        make("GlobalAveragePool", ["r"], ["p"]), make("Flatten", ["p"], ["f"]), make("Gemm", ["f", "v"], ["y"], transB=1),
+        make("GlobalAveragePool", ["r"], ["p"]), make("Flatten", ["p"], ["f"]),
+        make("Gemm", ["f", "v"], ["y"], transB=1),
     ]  # fmt: skip
     given = [samples.numpy_helper.from_array(value, name) for name, value in (NUMBERS | numbers).items()]
     samples.save(path, nodes, given, ["n", 3, 6, 6], ["y"])
