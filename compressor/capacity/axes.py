@@ -4,14 +4,14 @@ what it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.capacity.collect import Layer, predicted, unit_axis
+from compressor.capacity.collect import Layer, Place, predicted, unit_axis
 from compressor.errors import ModelError
 from compressor.sources.samples import Samples
 
@@ -19,7 +19,7 @@ CHANNELS_FIRST = tuple(
     getattr(nn, name)
     for name in (
         "Conv1d", "ConvTranspose1d", "BatchNorm1d", "InstanceNorm1d", "GroupNorm", "MaxPool1d", "AvgPool1d",
-        "AdaptiveAvgPool1d", "AdaptiveMaxPool1d", "LPPool1d", "Dropout1d", "PReLU",
+        "AdaptiveAvgPool1d", "AdaptiveMaxPool1d", "LPPool1d", "Dropout1d", 
     )
 )  # fmt: skip
 """What torch defines on dimension 1."""
@@ -57,12 +57,11 @@ def with_axes(model: nn.Module, layers: Sequence[Layer], samples: Samples) -> li
         for name, module in model.named_modules():
             stack.callback(module.register_forward_hook(after(name)).remove)
         predicted(model, samples.take(range(1)))
-    return [
-        replace(
-            at, places=tuple(replace(p, axis=found.get(p.module) if p.side == "output" else None) for p in at.places)
-        )
-        for at in layers
-    ]
+    return [replace(at, places=tuple(_noted(place, found) for place in at.places)) for at in layers]
+
+
+def _noted(place: Place, axes: Mapping[str, int]) -> Place:
+    return replace(place, axis=axes.get(place.module)) if place.side == "output" else place
 
 
 def _told(name: str, module: nn.Module, output: Tensor, axis: int | None, ran: Sequence[str]) -> int:

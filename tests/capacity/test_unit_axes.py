@@ -43,7 +43,7 @@ def test_an_activation_behind_a_convolution_has_its_channels() -> None:
 
 
 def test_tokens_keep_their_units_in_the_last_dimension() -> None:
-    model = nn.Sequential(nn.Embedding(9, 4), nn.ReLU(), nn.Linear(4, 6), nn.GELU(), Mean(1), nn.Linear(6, 2))
+    model = nn.Sequential(nn.Embedding(9, 4), nn.PReLU(), nn.Linear(4, 6), nn.GELU(), Mean(1), nn.Linear(6, 2))
     samples = as_samples(torch.randint(9, (6, 7)))
     found = collect(model, layers_to_measure(model, ["1", "3"], samples), samples)
     assert [found[name].rows.shape[1] for name in "13"] == [4, 6]
