@@ -21,7 +21,7 @@ from compressor.deliver import NO_ONNX, time_files, write_record
 from compressor.errors import SourceError, UsageError
 from compressor.export.block import measured_block
 from compressor.export.files import PRECISIONS, VARIANTS
-from compressor.export.precision import parse_precisions
+from compressor.export.precision import file_name, parse_precisions
 from compressor.export.tablefile import write_table
 from compressor.observe import memory_of
 from compressor.questions import Question
@@ -36,7 +36,7 @@ from compressor.units.dense import in_dense_form
 from compressor.units.inspect import describe
 from compressor.units.modes import floating
 from compressor.units.trace import trace
-from compressor.variants import write_variants
+from compressor.variants import known_variants, write_variants
 from compressor.verification import ONNX, RECORD, allowed_by, open_bundle, original_of, recorded, score_of
 from compressor.verify.accuracy import outputs_of
 
@@ -109,8 +109,9 @@ def _exported_again(record: dict[str, Any], folder: Path, made: dict[str, Any]) 
 def export_variants(folder: Path, precision: Sequence[str], data: str, checkpoint: str | None = None) -> dict[str, Any]:
     """Write `model.onnx` of a bundle in other precisions, calibrated and judged on DATA, and say so in its record.
 
-    Every variant is judged against the original, as the run's own files were. Raises SourceError where the original
-    cannot be had, UsageError for precisions that are none.
+    Every variant is judged against the original, as the run's own files were. Those of other precisions stay, and are
+    timed again with the new ones. Raises SourceError where the original cannot be had, UsageError for precisions that
+    are none.
     """
     wanted = parse_precisions(tuple(precision))
     record = recorded(folder)
@@ -123,18 +124,22 @@ def export_variants(folder: Path, precision: Sequence[str], data: str, checkpoin
     plain = record.model_dump(mode="json")
     question = Question(before, parts.judge, record.verdict, *allowed, score)
     made, warnings = write_variants(wanted, folder / ONNX, parts.calibrate, question)
-    for name in sorted(set(VARIANTS) - {variant.path.name for variant in made}):  # of an earlier export
+    replaced = {file_name(name, failed=mark) for name in wanted for mark in (False, True)}
+    for name in sorted(replaced - {variant.path.name for variant in made}):  # of an earlier export
         (folder / name).unlink(missing_ok=True)
+    made += [variant for variant in known_variants(plain, folder) if variant.precision not in wanted]
+    made.sort(key=lambda variant: PRECISIONS.index(variant.precision))
     if parts.judge.fingerprint != record.data.judge:
         warnings.append("Variants were judged on other samples than the network.")
-    stale = tuple(f"{word} {name} variant" for word in ("The", "No") for name in PRECISIONS)  # as `variants` says it
+    stale = tuple(f"{word} {name} variant" for word in ("The", "No") for name in wanted)  # as `variants` says it
     kept = [text for text in plain["warnings"] if not text.startswith(stale)]
     plain["warnings"] = [*kept, *(text for text in warnings if text not in kept)]
     time_files(original.model, parts.judge.batch(torch.arange(min(64, len(parts.judge))))[0], folder, plain, made)
     others = {name: mark for name, mark in plain["files"].items() if name not in VARIANTS}
     plain["files"] = {**others, **{variant.path.name: file_sha256(variant.path) for variant in made}}
     write_record(plain, folder)
-    return {"variants": plain["onnx"]["variants"], "warnings": warnings}
+    asked = [one for one in plain["onnx"]["variants"] if one["precision"] in wanted]
+    return {"variants": asked, "warnings": warnings}
 
 
 def timetable_file(

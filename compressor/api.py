@@ -71,7 +71,8 @@ class Result:
         A failed verdict writes the record and the report only, unless `keep_failed`. An earlier result in the
         folder is replaced, file by file; `record` becomes the record that was written. Without `source` (as
         `compressor.sources.models.Source.as_dict` gives it) only `load(DIR, factory=...)` can read the bundle.
-        Of several processes the first writes. Raises UsageError where nothing can be written.
+        Of several processes the first writes. Raises UsageError where nothing can be written, UnwrittenPage (of
+        that kind) where all but the page is.
         """
         path, variants = Path(folder).expanduser(), parse_precisions(tuple(precision))
         how: dict[str, Any] = {"keep_failed": keep_failed, "onnx": onnx, "precision": variants}

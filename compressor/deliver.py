@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compressor.errors import ModelError, SourceError, UsageError
+from compressor.errors import ModelError, SourceError, UnwrittenPage, UsageError
 from compressor.export.bundle import save_bundle
 from compressor.export.files import OUTPUTS, scratch_folder, write_json
 from compressor.export.latency import compare_latency
@@ -40,7 +40,7 @@ def write(
 ) -> dict[str, Any]:  # fmt: skip
     """Write everything, in place of an earlier result, and return the record that was written.
 
-    The record comes last: a folder with a record is complete.
+    The record comes last: a folder with a record is complete, but for a page that there was no space for.
     """
     started = time.perf_counter()
     _emptied(folder)
@@ -66,10 +66,33 @@ def write(
 
 
 def write_record(record: dict[str, Any], folder: Path) -> None:
-    """The report, then the record."""
+    """The report, then the record. See `write_both`."""
     validate(record)
-    write_html(record, folder / REPORT)
-    write_json(folder / RECORD, record)
+    write_both(lambda path: write_html(record, path), folder / REPORT, record, folder / RECORD)
+
+
+def write_both(write_page: Callable[[Path], None], page: Path, record: dict[str, Any], place: Path) -> None:
+    """The page, then the record at `place`, whose presence says that a folder is complete.
+
+    Where there is no space for both, the page gives way, as it can be made from the record: the record is written, and
+    UnwrittenPage raised. UsageError where not even the record can be written.
+    """
+    missing = None
+    try:
+        write_page(page)
+    except UsageError as error:
+        missing = error
+    try:
+        write_json(place, record)
+    except UsageError as error:
+        page.unlink(missing_ok=True)
+        write_json(place, record)
+        missing = error
+    if missing is not None:
+        raise UnwrittenPage(
+            f"writing '{page}'", missing.got, "a place that can be written (all else is finished, and stays)",
+            f"make space; `--resume` of the same command then writes {page.name} alone.",
+        ) from missing  # fmt: skip
 
 
 def _emptied(folder: Path) -> None:

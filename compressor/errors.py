@@ -27,6 +27,10 @@ class UsageError(CompressorError):
     exit_code = 2
 
 
+class UnwrittenPage(UsageError):
+    """A report could not be written, but all that it tells of is finished and stays (exit 2)."""
+
+
 class SourceError(CompressorError):
     """A model, a checkpoint or data cannot be found, read or trusted (exit 3)."""
 

@@ -13,12 +13,13 @@ from compressor import pipeline
 from compressor.api import finished
 from compressor.capacity.single import layers_of_one
 from compressor.deliver import write_record
-from compressor.errors import DataError, UsageError
+from compressor.errors import DataError, UnwrittenPage, UsageError
 from compressor.export.files import OUTPUTS, Claim
 from compressor.observe import from_first, only_first
 from compressor.options import Options, parse_keep, parse_memory, parse_recover
 from compressor.recipe import Recipe, resolved
 from compressor.recording import assemble
+from compressor.report.html import write_html
 from compressor.report.record import Record, read_record
 from compressor.request import (
     REQUEST,
@@ -37,7 +38,7 @@ from compressor.sources.network import cache_folder
 from compressor.stages import Report, silent
 from compressor.studies import save_weights
 from compressor.training.loop import Progress, TrainOptions, train
-from compressor.verification import ORIGINAL, RECORD, hashes
+from compressor.verification import ORIGINAL, RECORD, REPORT, hashes
 from compressor.verify.uses import count_use
 
 __all__ = ["Job", "from_recipe", "run"]
@@ -73,7 +74,7 @@ def run(job: Job, out: str | Path, *, resume: bool = False, force: bool = False,
     With `resume` a finished folder of the same request is returned as it is, a half-done one goes on with what is
     there (the trained network). With `force` an earlier result goes once model and data have been read. In a process
     group every process calls this: the first one claims the folder and writes. Raises CompressorErrors; after any error
-    the folder holds no network and no record of this job.
+    but UnwrittenPage the folder holds no network and no record of this job.
     """
     return in_folder(
         out,
@@ -92,6 +93,8 @@ def _finished(claim: Claim, job: Job) -> Record | None:
     if hashes(claim.path) != found.files:
         return None
     refuse_other_data(job, found.data.marks)
+    if not (claim.path / REPORT).is_file():  # there was no space for it
+        write_html(found, claim.path / REPORT)
     return found
 
 
@@ -105,6 +108,8 @@ def _run(job: Job, folder: Path, claim: Claim | None, report: Report) -> Record:
         if job.analyze:
             return _analyzed(job, source, data, folder, report)
         return _compressed(job, source, model, data, folder, report)
+    except UnwrittenPage:
+        raise
     except Exception:  # a fault of ours too: what is left of it would only stand in the way
         if claim is not None:
             claim.clear((RECORD, *OUTPUTS))

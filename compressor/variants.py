@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from compressor.export.latency import FileLatency
 from compressor.export.precision import CALIBRATION, Precision, file_name, write_variant
 from compressor.questions import Question
 from compressor.records import Verdict
+from compressor.sources.checkpoint import file_sha256
 from compressor.sources.samples import Samples
 
 
@@ -70,3 +71,13 @@ def write_variants(
         rows = min(CALIBRATION, len(calibrate)) if precision == "int8" else 0
         made.append(Variant(precision, path, size, verdict, rows))
     return made, warnings
+
+
+def known_variants(record: Mapping[str, Any], folder: Path) -> list[Variant]:
+    """The variants that a bundle's record tells of and that are in its `folder` as they were judged, without times."""
+    found = (record["onnx"] or {}).get("variants", [])
+    return [
+        Variant(one["precision"], folder / one["path"], one["bytes"], Verdict(**one["verdict"]), one["calibrated_on"])
+        for one in found
+        if (folder / one["path"]).is_file() and file_sha256(folder / one["path"]) == record["files"].get(one["path"])
+    ]

@@ -16,8 +16,8 @@ import pytest
 import torch
 from runs import results
 
-from compressor import jobs
-from compressor.errors import DataError, ModelError, SourceError, UsageError
+from compressor import deliver, jobs
+from compressor.errors import DataError, ModelError, SourceError, UnwrittenPage, UsageError
 from compressor.jobs import Job, from_recipe, run
 from compressor.options import Options
 from compressor.recipe import load_recipe
@@ -165,15 +165,41 @@ def test_a_fault_of_ours_leaves_nothing_either(home: Path, monkeypatch: pytest.M
     assert not (home / "out").exists()
 
 
-def test_a_failed_save_leaves_no_network(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise UsageError("writing 'report.html'", "no space left", "space", "make some.")
+def full(*_: object) -> None:
+    raise UsageError("writing a file", "no space left", "space", "make some.")
 
+
+def test_a_failed_save_leaves_no_network(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("compressor.deliver.write_html", full)
+        patch.setattr("compressor.deliver.write_json", full)
         with pytest.raises(UsageError):
             run(JOB, "out")
     assert not (home / "out").exists()
+
+
+def test_no_space_for_the_page_loses_nothing_else(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.deliver.write_html", full)
+        with pytest.raises(UsageError, match=r"report.html.*no space left.*--resume"):
+            run(JOB, "out")
+    assert results(home / "out") == [name for name in FILES if name != "report.html"]
+    made = weights(home / "out"), timeless(home / "out")
+    monkeypatch.setattr("compressor.jobs.write_html", lambda _, path: path.write_text("a page"))
+    run(JOB, "out", resume=True)
+    assert results(home / "out") == FILES
+    assert made == (weights(home / "out"), timeless(home / "out"))
+
+
+def test_the_page_gives_way_to_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tight(path: Path, _: object) -> None:
+        if (tmp_path / "page").exists():
+            full()
+        path.write_text("a record")
+
+    monkeypatch.setattr(deliver, "write_json", tight)
+    with pytest.raises(UnwrittenPage):
+        deliver.write_both(lambda path: path.write_text("a page"), tmp_path / "page", {}, tmp_path / "record")  # type: ignore[arg-type, return-value]
+    assert [path.name for path in tmp_path.iterdir()] == ["record"]
 
 
 def recipe(home: Path) -> Job:

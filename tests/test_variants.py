@@ -123,12 +123,29 @@ def test_export_in_another_precision_reports_a_failure(
     assert terminal("export", tmp_path / "small", "--data", "digits", "--precision", "int8") == 1
     assert "FAILED: model.int8.failed.onnx" in terminal.out
     assert "model.int8.failed.onnx" in results(tmp_path / "small")
-    assert not {"model.int8.onnx", "model.fp16.onnx"} & set(results(tmp_path / "small"))
+    assert "model.int8.onnx" not in results(tmp_path / "small")
     record = json.loads((tmp_path / "small/record.json").read_text())
-    assert [one["path"] for one in record["onnx"]["variants"]] == ["model.int8.failed.onnx"]
+    assert [one["path"] for one in record["onnx"]["variants"]] == ["model.fp16.onnx", "model.int8.failed.onnx"]
     assert any("'failed'" in text for text in record["warnings"])
     assert terminal("verify", tmp_path / "small", "--data", "digits", "--json") == 0
-    assert terminal.json()["variants"] == {}
+    assert list(terminal.json()["variants"]) == ["model.fp16.onnx"]
+
+
+def test_export_in_one_precision_leaves_the_other(
+    bundle: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bundle)
+    monkeypatch.setattr("compressor.deliver.LATENCY_SECONDS", 0.1)
+    shutil.copytree(bundle / "small", tmp_path / "small")
+    before = json.loads((tmp_path / "small/record.json").read_text())
+    assert terminal("export", tmp_path / "small", "--data", "digits", "--precision", "fp16") == 0
+    after = json.loads((tmp_path / "small/record.json").read_text())
+    assert after["files"] == before["files"]
+    old, new = ({one["path"]: one for one in record["onnx"]["variants"]} for record in (before, after))
+    assert old.keys() == new.keys()
+    assert new["model.int8.onnx"]["verdict"] == old["model.int8.onnx"]["verdict"]
+    assert new["model.int8.onnx"]["latency_ratio"] > 0
+    assert terminal("verify", tmp_path / "small", "--data", "digits", "--json") == 0
 
 
 def test_precisions_need_data_and_are_known(bundle: Path, terminal: Terminal) -> None:

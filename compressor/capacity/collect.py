@@ -30,11 +30,15 @@ MAX_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Place:
-    """The output or input of a module; `units[entry]` is the layer's unit of each entry (None: one to one)."""
+    """The output or input of a module; `units[entry]` is the layer's unit of each entry (None: one to one).
+
+    `axis` is the dimension of the units (None: as `unit_axis` takes it from the module).
+    """
 
     module: str
     side: Literal["output", "input"] = "output"
     units: np.ndarray | None = None
+    axis: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Head:
 
 
 def layers_at(modules: Sequence[str]) -> list[Layer]:
-    """One layer for each named module's output (its dimension 1; the last one of three-dimensional outputs)."""
+    """One layer for each named module's output (its dimension 1; of three-dimensional ones see `axes.with_axes`)."""
     return [Layer(name, (Place(name),)) for name in modules]
 
 
@@ -171,7 +175,8 @@ def touching(
     """A context in which each place's value goes through its call `(value, axis of units) -> new value or None`."""
     modules = [_module(model, place.module) for place in places]  # all of them first: no hook stays behind an error
     stack = ExitStack()
-    for place, module, call in zip(places, modules, calls, strict=True):
+    for place, module, inner in zip(places, modules, calls, strict=True):
+        call = inner if place.axis is None else _along(inner, place.axis)
         if place.side == "output":
             stack.callback(module.register_forward_hook(_after(call, module)).remove)
         else:
@@ -217,6 +222,10 @@ def _module(model: nn.Module, name: str) -> nn.Module:
         some = ", ".join(list(modules)[1:9])
         raise UsageError("layer to measure", f"{name!r}", f"a module of the network ({some}, ...)", "check the name")
     return modules[name]
+
+
+def _along(call: Callable[[Tensor, int], Tensor | None], axis: int) -> Callable[[Tensor, int], Tensor | None]:
+    return lambda value, _: call(value, axis)
 
 
 def _after(call: Callable[[Tensor, int], Tensor | None], module: nn.Module) -> Any:

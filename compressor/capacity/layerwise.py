@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.capacity.axes import with_axes
 from compressor.capacity.collect import Activations, Layer, collect, layers_at, layers_of
 from compressor.capacity.measures.checks import Features, covariance_of, features_of, live_columns
 from compressor.capacity.measures.similar import similar_of
@@ -26,7 +27,7 @@ def layers_to_measure(model: nn.Module, named: Sequence[str], samples: Samples) 
     """The modules named, else those that the model names itself (`taps`), else the live groups of its units."""
     taps = list(named) or list(getattr(model, "taps", ()))
     if taps:
-        return layers_at(taps)
+        return with_axes(model, layers_at(taps), samples)
     return layers_of(find_units(working_copy(model, torch.device("cpu")), samples, 0))
 
 

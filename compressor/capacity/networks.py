@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from compressor.capacity.classes import refuse_unknown_classes
 from compressor.capacity.nulls import RANDOM_LABELS
 from compressor.capacity.settings import Setting
 from compressor.errors import CompressorError
@@ -47,6 +48,7 @@ def networks_of(
     kept = folder / NETWORKS
     wanted = setting.wanted(width, seed, kept)
     fresh = wanted.initial(base)
+    refuse_unknown_classes(fresh, data)
     if _rates(setting, wanted):
         _best_of(setting, wanted, fresh, data.train, data.tune, report)
     model, weights = network(wanted, base, data.train, report, _snapshooter(setting, width, seed, folder))

@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
+from compressor.capacity.classes import relabelled, with_classes
 from compressor.capacity.nulls import permuted_labels, random_labels
 from compressor.errors import DataError, UsageError
 from compressor.recipe import CapacitySection, Recipe, SettingSection, TrainSection
 from compressor.sources.data import Data, load_data
-from compressor.sources.samples import Samples, as_samples
+from compressor.sources.samples import Samples
 from compressor.sources.trees import named_leaves
 from compressor.studies import Wanted, weights_file
 from compressor.training.initial import initialise
@@ -38,10 +36,10 @@ class Setting:
 
         `load` may remember what it has read.
 
-        Raises DataError where it asks for more training samples than there are.
+        Raises DataError where it asks for more training samples than there are, and for labels that are no classes.
         """
         spec = self.recipe.spec_of(data=self.section.data_args)[1]
-        found = load_data(spec, base=base) if load is None else load(spec, base)
+        found = with_classes(load_data(spec, base=base) if load is None else load(spec, base))
         if self.ladder.test_samples is not None:
             judge = found.judge.take(range(min(len(found.judge), self.ladder.test_samples)))
             found = replace(found, judge=judge)
@@ -53,7 +51,7 @@ class Setting:
                 raise DataError(f"setting '{self.name}'", f"{len(train)} training samples", f"{count}", "ask for fewer")
             train = train.take(range(count))
         if self.section.labels == "random":
-            train = _relabelled(train, lambda labels: random_labels(labels, seed))
+            train = relabelled(train, lambda labels: random_labels(labels, seed))
         return replace(found, train=train)
 
     def wanted(self, width: float, seed: int, folder: Path) -> Wanted:
@@ -74,7 +72,7 @@ class Setting:
     def permuted(self, samples: Samples | None, seed: int) -> Samples:
         """Training samples with their labels permuted by `seed`. Raises DataError where there are no labels."""
         assert samples is not None
-        return _relabelled(samples, lambda labels: permuted_labels(labels, seed))
+        return relabelled(samples, lambda labels: permuted_labels(labels, seed))
 
     def memorising(self, width: float, seed: int, folder: Path) -> Wanted:
         """The network of a rung to be trained on permuted labels: the same before training, with a file of its own."""
@@ -144,11 +142,3 @@ def _training(recipe: Recipe, name: str, section: SettingSection) -> TrainSectio
 def _regulariser(train: TrainSection, section: SettingSection) -> tuple[Any, ...]:
     """Weight decay, label smoothing, augmentation, dropout."""
     return train.weight_decay, train.label_smoothing, train.flip, train.shift, section.model_args.get("dropout", 0)
-
-
-def _relabelled(samples: Samples, draw: Callable[[Tensor], Tensor]) -> Samples:
-    """The same inputs with other labels, drawn once."""
-    inputs, labels = samples.batch(np.arange(len(samples)))
-    if labels is None:
-        raise DataError(samples.name, "no labels", "labels to draw others for", "give a dataset of (input, label).")
-    return as_samples((inputs, draw(labels).to(torch.int64)), samples.name)

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from compressor.api import Result
-from compressor.errors import UsageError
-from compressor.export.files import OUTPUTS, Claim, write_json
+from compressor.deliver import write_both
+from compressor.errors import UnwrittenPage, UsageError
+from compressor.export.files import OUTPUTS, Claim
 from compressor.frontier.points import Frontier, Point, trace
 from compressor.observe import from_first, only_first
 from compressor.options import Sizes
 from compressor.recording import assemble, machine, versions
 from compressor.records import SCHEMA_VERSION
 from compressor.report.frontier import FrontierRecord, checked_frontier, read_frontier
-from compressor.report.html import write_frontier
+from compressor.report.html import write_frontier, write_html
 from compressor.report.record import read_record
 from compressor.request import (
     REQUEST,
@@ -39,7 +40,7 @@ from compressor.sources.data import Data
 from compressor.sources.models import LoadedModel
 from compressor.sources.network import cache_folder
 from compressor.stages import NOTE, Report, silent
-from compressor.verification import RECORD, hashes
+from compressor.verification import RECORD, REPORT, hashes
 from compressor.verify.uses import count_use
 
 RECORD_FILE, PAGE = "frontier.json", "frontier.html"
@@ -53,7 +54,7 @@ def run(
 
     With `resume` a finished folder of the same request is returned as it is, a half-done one is done again, all of it;
     with `force` an earlier frontier goes once model and data have been read. Raises CompressorErrors; after any error
-    the folder holds no network and no record of this job.
+    but UnwrittenPage the folder holds no network and no record of this job.
     """
     if job.sizes is None:
         raise UsageError("frontier", "no sizes", "sizes", "give Job(sizes=Sizes()).")
@@ -79,7 +80,17 @@ def _finished(claim: Claim, job: Job) -> FrontierRecord | None:
         if hashes(folder) != read_record(folder / RECORD).files:
             return None
     refuse_other_data(job, read_record(claim.path / found.points[0].folder / RECORD).data.marks)
+    _missing_pages(claim.path, found)
     return found
+
+
+def _missing_pages(folder: Path, found: FrontierRecord) -> None:
+    """Write those that there was no space for."""
+    for place in (folder / point.folder for point in found.points):
+        if not (place / REPORT).is_file():
+            write_html(read_record(place / RECORD), place / REPORT)
+    if not (folder / PAGE).is_file():
+        write_frontier(found.model_dump(mode="json"), folder / PAGE)
 
 
 def _begun_again(claim: Claim, same: bool, report: Report) -> None:
@@ -120,18 +131,21 @@ def _run(job: Job, sizes: Sizes, folder: Path, claim: Claim | None, report: Repo
         seconds = {**found.seconds, "export": taken, "total": round(found.seconds["total"] + taken, 3)}
         record = _assembled(job, found, records, seconds)
         only_first(lambda: _written(record, folder))
+    except UnwrittenPage:
+        raise
     except Exception:  # as in `compressor.jobs`
         if claim is not None:
             _cleared(claim)
             claim.clear((REQUEST,))
         raise
-    return from_first(lambda: read_frontier(folder / RECORD_FILE))
+    written = from_first(lambda: read_frontier(folder / RECORD_FILE))
+    only_first(lambda: _missing_pages(folder, written))
+    return written
 
 
 def _written(record: dict[str, Any], folder: Path) -> None:
     checked_frontier(record)
-    write_frontier(record, folder / PAGE)
-    write_json(folder / RECORD_FILE, record)
+    write_both(lambda path: write_frontier(record, path), folder / PAGE, record, folder / RECORD_FILE)
 
 
 def names(measure: str, shares: Sequence[float]) -> list[str]:
@@ -162,7 +176,11 @@ def _saved(
     about["judge_uses"] = used
     result = Result(point.outcome.model, point.outcome.verdict, about, source.model, data, point.outcome, job.score)
     how: dict[str, Any] = {"keep_failed": job.keep_failed, "onnx": job.onnx, "precision": job.precision}
-    result.save(place, source=plain, report=report, **how)
+    try:
+        result.save(place, source=plain, report=report, **how)
+    except UnwrittenPage as error:  # ends no work: it is tried again at the end
+        report(f"{NOTE}{error}", 0.0)
+        result.record = from_first(lambda: read_record(place / RECORD).model_dump(mode="json"))
     return {**result.record, "folder": place.name, "asked": point.asked, "covered": point.covered}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,7 +37,7 @@ def store_of(data: Any) -> tuple[Store, np.ndarray | None]:
     if isinstance(data, DataLoader):
         return _of_loader(data)
     if isinstance(data, IterableDataset):
-        return read_stream(data, batched=False), None
+        return _of_stream(data, batched=False)
     if isinstance(data, TensorDataset) and len(data.tensors) <= 2:
         return MemoryStore(*data.tensors), None
     if isinstance(data, Tensor | np.ndarray):
@@ -53,14 +53,25 @@ def store_of(data: Any) -> tuple[Store, np.ndarray | None]:
             )
         return DatasetStore(data), None
     if hasattr(data, "__iter__") and not isinstance(data, str | bytes):
-        return read_stream(data, batched=True), None
+        return _of_stream(data, batched=True)
     raise _not_data(data)
+
+
+def _of_stream(stream: Iterable[Any], batched: bool) -> tuple[Store, None]:
+    """A stream is read once, with random numbers of our own: one that draws (workers' seeds, an order of its own)
+    gives the same samples in every run, and leaves the caller's generators alone.
+    """
+    with same_random_state():
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed: devices' generators are the caller's, too
+        np.random.seed(0)
+        random.seed(0)
+        return read_stream(stream, batched), None
 
 
 def _of_loader(loader: DataLoader) -> tuple[Store, np.ndarray | None]:
     own_collate = loader.collate_fn if loader.collate_fn is not default_collate else None
     if isinstance(loader.dataset, IterableDataset):
-        return read_stream(loader, batched=loader.batch_size is not None), None
+        return _of_stream(loader, batched=loader.batch_size is not None)
     if loader.batch_size is None and loader.batch_sampler is None:
         own_collate = None
     store, _ = (DatasetStore(loader.dataset, own_collate), None) if own_collate else store_of(loader.dataset)

@@ -158,17 +158,31 @@ def test_another_request_is_refused_and_replaced_by_force(home: Path) -> None:
     assert results(home / "out" / "params_0.5") == ["notes.txt"]
 
 
-@pytest.mark.parametrize(
-    "error", [UsageError("writing 'frontier.html'", "no space left", "space", "make some."), ZeroDivisionError("ours")]
-)
-def test_an_error_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def full(*_: object) -> None:
-        raise error
+def test_an_error_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(folders, "write_frontier", full)
-    with pytest.raises(type(error)):
+    monkeypatch.setattr(folders, "write_frontier", fault)
+    with pytest.raises(ZeroDivisionError):
         run(JOB, "out")
     assert not (home / "out").exists()
+
+
+def test_no_space_for_pages_loses_no_network(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UsageError("writing a page", "no space left", "space", "make some.")
+
+    with monkeypatch.context() as patch:
+        for place in ("deliver.write_html", "frontier.folder.write_html", "frontier.folder.write_frontier"):
+            patch.setattr(f"compressor.{place}", full)
+        with pytest.raises(UsageError, match="no space left"):
+            run(JOB, "out")
+    points = [point.folder for point in read_frontier(home / "out" / "frontier.json").points]
+    assert not any((home / "out" / point / "report.html").exists() for point in points)
+    monkeypatch.setattr(folders, "trace", None)  # nothing is made again
+    run(JOB, "out", resume=True)
+    assert (home / "out" / "frontier.html").is_file()
+    assert all((home / "out" / point / "report.html").is_file() for point in points)
 
 
 @pytest.mark.parametrize(

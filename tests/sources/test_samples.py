@@ -207,3 +207,29 @@ def test_batches_cover_all_samples_and_none_is_single_if_that_can_be_helped(coun
 def test_samples_where_batches_are_expected_are_refused():
     with pytest.raises(DataError, match="one label to an item"):
         as_samples((torch.zeros(1, 4), number) for number in range(5))
+
+
+class Drawn(IterableDataset):
+    """A stream that draws its samples from the global generators."""
+
+    def __iter__(self):
+        for _ in range(4):
+            yield torch.randn(2) + float(np.random.rand()) + random.random()
+
+
+def drawn_batches():
+    yield from DataLoader(Drawn(), batch_size=2)
+
+
+@pytest.mark.parametrize("made", [Drawn, lambda: DataLoader(Drawn(), batch_size=2), drawn_batches])
+def test_streams_draw_from_generators_of_their_own(made):
+    reads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        reads.append(as_samples(made()).batch(range(4))[0])
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+    assert torch.equal(*reads)
