@@ -24,7 +24,7 @@ import torch
 
 from compressor.capacity.rung import measure_rung
 from compressor.capacity.settings import Setting, settings_of
-from compressor.errors import CompressorError, DataError, UsageError
+from compressor.errors import CompressorError, UsageError
 from compressor.export.files import write_json
 from compressor.recipe import RaySection, Recipe
 from compressor.sources.data import Data
@@ -186,19 +186,4 @@ def _data(recipe: Recipe, name: str, base: Path, seed: int) -> Data:
 def _loaded(spec: str, base: Path) -> Data:
     from compressor.sources.data import load_data
 
-    data = load_data(spec, base=base)
-    for part in (data.train, data.calibrate, data.tune, data.judge):
-        if part is not None and part.labels is not None:
-            _refuse_targets(part.name, part.labels)
-    return data
-
-
-def _refuse_targets(name: str, labels: torch.Tensor) -> None:
-    """DataError for labels that are no class numbers: studies ask how many samples are told right."""
-    if labels.dim() != 1 or labels.is_floating_point() or bool((labels < 0).any()):
-        least = "" if labels.dim() != 1 or not len(labels) else f", the least of them {labels.min().item():g}"
-        raise DataError(
-            f"{name}, labels", f"{labels.dtype} of shape {tuple(labels.shape)}{least}",
-            "one class number for each sample, from 0 on",
-            "give whole numbers (of one-hot vectors `labels.argmax(1)`).",
-        )  # fmt: skip
+    return load_data(spec, base=base)
