@@ -144,6 +144,14 @@ def test_sizes_are_spread_where_none_are_given(home: Path) -> None:
     assert found.points[-1].params <= asked[-1]
 
 
+def test_a_size_without_a_network_of_its_own_is_told(home: Path) -> None:
+    found = run(replace(JOB, sizes=Sizes("params", (0.7, 0.6999, 0.5))), "out")
+    assert [point.asked for point in found.points] == [0.7, 0.5]
+    said = "0.6999 of the params has no network of its own: the one made for 0.7 is that small."
+    assert said in found.warnings
+    assert said in read_record(home / "out" / "params_0.5" / "record.json").warnings
+
+
 def test_another_request_is_refused_and_replaced_by_force(home: Path) -> None:
     run(JOB, "out")
     (home / "out" / "params_0.5" / "notes.txt").write_text("mine")
