@@ -72,11 +72,13 @@ def test_a_half_done_frontier_is_made_again_and_says_so(home: Path) -> None:
     whole = run(job, "out")
     (home / "out" / "frontier.json").unlink()
     (home / "out" / "params_0.7" / "record.json").unlink()
+    (home / "out" / "params_0.7" / ".scratch.12-0123abcd.partial").mkdir()  # as a killed process leaves it
     again = run(job, "out", resume=True, report=lambda stage, _done: said.append(stage))
     assert [stage for stage in said if "made again" in stage] == [
         "note: 1 network of an earlier try is made again: a frontier is built and judged as a whole"
     ]
     assert [point.verdict for point in again.points] == [point.verdict for point in whole.points]
+    assert not list((home / "out" / "params_0.7").glob(".scratch*"))
 
 
 def test_a_point_is_what_compress_gives(home: Path) -> None:
