@@ -22,7 +22,7 @@ from compressor.units.modes import home_of
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import Outputs, outputs_of
 from compressor.verify.fidelity import fidelity
-from compressor.verify.judge_data import before_work, repeats_warning, training_data_warning
+from compressor.verify.judge_data import before_work, chance_warning, repeats_warning, training_data_warning
 from compressor.verify.near_copies import near_copies_warning
 from compressor.workbench import Bench, Start
 
@@ -215,11 +215,15 @@ def _warn_of_features(outcome: Outcome, judged: Outputs, start: Start) -> None:
 
 
 def _warn_of_training(outcome: Outcome, judged: Outputs, tuned: Outputs) -> None:
-    """A warning where there are no labels, or where the judge data looks like training data."""
+    """A warning where there are no labels, or where the judge data looks like training data, or like none that the
+    original can answer."""
     if judged.labels is None or tuned.labels is None:
         outcome.warnings.append("No labels: the verdict is on agreement with the original.")
         return
     shares = [100.0 * float(hits(o.logits, o.labels).double().mean()) for o in (judged, tuned) if o.labels is not None]
-    warning = training_data_warning(shares[0], len(judged.logits), shares[1], len(tuned.logits))
-    if warning is not None:
-        outcome.warnings.append(warning)
+    single = judged.labels.ndim == 1  # of answers at many positions most are often of one class
+    found = [
+        training_data_warning(shares[0], len(judged.logits), shares[1], len(tuned.logits)),
+        chance_warning(shares[0], judged.labels.cpu().numpy()) if single else None,
+    ]
+    outcome.warnings += [warning for warning in found if warning is not None]

@@ -15,8 +15,9 @@ from compressor.export.files import OUTPUTS, Claim, claim_folder, to_json, write
 from compressor.export.precision import parse_precisions
 from compressor.observe import from_first, in_turn, only_first, processes
 from compressor.options import Options, Sizes, refuse_unread, refuse_unread_table
-from compressor.sources.checkpoint import file_sha256, weights_sha256
+from compressor.sources.checkpoint import weights_sha256
 from compressor.sources.consent import remember
+from compressor.sources.contents import content
 from compressor.sources.data import NAMED, Data, load_data, load_unlabelled, with_unlabelled
 from compressor.sources.factories import find_factory, split_query
 from compressor.sources.models import LoadedModel, load_model
@@ -64,7 +65,7 @@ class Job:
         asked = {
             "model": self.model,
             "data": self.data,
-            "files": [_content(spec, base) for spec in self.specs if spec is not None],
+            "files": [content(spec, base) for spec in self.specs if spec is not None],
             "unlabelled": self.unlabelled,
             "options": self.options.as_dict(),
             "train": None if self.train is None else str(self.train),
@@ -245,14 +246,3 @@ def short_name(spec: str) -> str:
     """The last part of what names a model."""
     head = split_query(spec)[0].rstrip("/")
     return head.rpartition(":")[2].rpartition("/")[2] or spec
-
-
-def _content(spec: str, base: Path) -> str | None:
-    """sha256 of the file behind a spec: Python or ONNX file, checkpoint, weights, or manifest (which has theirs)."""
-    head = spec.partition("?")[0]
-    for place in (head, head.rpartition(":")[0], head.partition(":")[2]):
-        path = base / Path(place).expanduser()
-        for file in (path, path / "manifest.json", path / "model.safetensors", path / "config.json"):
-            if place and file.is_file():
-                return file_sha256(file)
-    return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -15,6 +16,7 @@ from compressor.errors import DataError, UsageError
 from compressor.export.files import Claim, replacing, to_json, write_text
 from compressor.recipe import Recipe, resolved
 from compressor.sources.checkpoint import file_sha256
+from compressor.sources.contents import content
 from compressor.sources.factories import find_factory, split_query
 from compressor.sources.models import load_model
 from compressor.sources.samples import Samples
@@ -22,30 +24,35 @@ from compressor.stages import Report
 from compressor.training.loop import Progress, TrainOptions, train
 
 REQUEST = "request.txt"
+_TRAINING = "training"
 
 
 def same_request(
-    claim: Claim, recipe: Recipe, specs: Sequence[str], base: Path, *, force: bool, results: Iterable[str], parts: str
-) -> None:
-    """Refuse to mix the parts of another recipe, or of other code, with this one's; `force` removes what is there.
+    claim: Claim, recipe: Recipe, specs: Sequence[str], base: Path, *, read: Iterable[str | None], force: bool,
+    results: Iterable[str], parts: str,
+) -> None:  # fmt: skip
+    """Refuse to mix the parts of another recipe, other code or other inputs with this one's; `force` removes them.
 
-    `specs` are the functions in files that the study calls, `results` the names of what it writes, `parts` the folder
-    of its parts (`*.json`). Raises UsageError where the folder was begun by another request.
+    `specs` are the functions in files that the study calls, `read` what tells its inputs (data, checkpoints) from
+    others, `results` the names of what it writes, `parts` the folder of its parts (`*.json`). Raises UsageError where
+    the folder was begun by another request.
     """
     found = [find_factory(split_query(spec)[0], base) for spec in specs]
     asked = {"recipe": resolved(recipe), "files": [None if one is None else one.sha256 for one in found]}
-    mark = hashlib.sha256(to_json(asked).encode()).hexdigest()
+    marks = [hashlib.sha256(to_json(one).encode()).hexdigest() for one in (asked, list(read))]
     path = claim.path / REQUEST
     if force:
         claim.clear((REQUEST, *results))
         for part in (claim.path / parts).glob("*.json"):
             part.unlink()
-    if path.is_file() and path.read_text(encoding="utf-8").strip() != mark:
+    known = path.read_text(encoding="utf-8").split() if path.is_file() else marks
+    if known != marks[: len(known)] or not known:  # folders of earlier versions hold the first mark alone
         raise UsageError(
-            f"output folder '{claim.path}'", f"{parts} of another recipe, or of files that have changed since",
+            f"output folder '{claim.path}'",
+            f"{parts} of another recipe, or of code, data or checkpoints that have changed since",
             "the recipe that began it", "use --force to measure again, or another folder.",
         )  # fmt: skip
-    write_text(path, mark + "\n")
+    write_text(path, "\n".join(marks) + "\n")
     (claim.path / parts).mkdir(exist_ok=True)
 
 
@@ -65,6 +72,8 @@ class Wanted:
     options: TrainOptions | None
     prepare: Callable[[nn.Module], None] | None = None
     """Called on the network before it is trained, to change its weights in place."""
+    training: str | None = None
+    """Tells this training from others; noted in `kept`. None where the folder holds networks of one training only."""
 
     def initial(self, base: Path) -> nn.Module:
         """The network before any training, in eval mode; the same again for the same seed."""
@@ -86,7 +95,7 @@ def network(
         loaded = load_model(wanted.spec, wanted.checkpoint, base=base, seed=wanted.seed)
         return loaded.model, f"checkpoint {loaded.checkpoint_sha256}"
     model = wanted.initial(base)
-    if not wanted.kept.is_file():
+    if not wanted.kept.is_file() or _trained_otherwise(wanted):
         if wanted.options is None or samples is None:
             raise DataError(
                 f"network {wanted.spec}", f"no weights for seed {wanted.seed}, nothing to train with",
@@ -99,15 +108,30 @@ def network(
             if watch is not None:
                 watch(progress)
 
-        save_weights(train(model, samples, wanted.options, progress=step)[0], wanted.kept)
+        save_weights(train(model, samples, wanted.options, progress=step)[0], wanted.kept, wanted.training)
     model.load_state_dict(load_file(wanted.kept))
     return model.eval(), f"file {file_sha256(wanted.kept)}"
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict as safetensors, atomically."""
+def _trained_otherwise(wanted: Wanted) -> bool:
+    """Whether a study of another training left this file; one without a note was put there to be taken."""
+    with safe_open(wanted.kept, framework="pt") as file:
+        noted = (file.metadata() or {}).get(_TRAINING)
+    return None not in (noted, wanted.training) and noted != wanted.training
+
+
+def training_of(recipe: Recipe, base: Path) -> str:
+    """What makes the trained networks of a recipe what they are: code, data, their arguments, and the training."""
+    whole, names = resolved(recipe), ("model", "model_args", "data", "data_args", "train")
+    files = [content(spec, base) for spec in (recipe.model, recipe.data)]
+    return hashlib.sha256(to_json({"files": files, **{name: whole.get(name) for name in names}}).encode()).hexdigest()
+
+
+def save_weights(model: nn.Module, path: Path, training: str | None = None) -> None:
+    """Write the state dict as safetensors, atomically; `training` is noted in the file."""
+    note = None if training is None else {_TRAINING: training}
     with replacing(path) as partial:
-        save_file({name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}, partial)
+        save_file({name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}, partial, note)
 
 
 def weights_file(recipe: Recipe, **values: Any) -> str | None:

@@ -175,8 +175,10 @@ def _pair(where: str, found: object, expected: str) -> tuple[float, float]:
 def recorded(folder: Path) -> Record:
     """The record of a bundle folder. SourceError where there is none, or nothing was exported."""
     if not (folder / RECORD).is_file():
-        got = "no record.json" if folder.is_dir() else "no such folder"
-        raise SourceError(f"bundle '{folder}'", got, "a folder that `compressor compress` wrote", "check the path.")
+        got = "no record.json" if folder.is_dir() else "a file" if folder.is_file() else "no such folder"
+        inside = folder.is_file() and (folder.parent / RECORD).is_file()
+        next_step = f"name its folder, '{folder.parent}'." if inside else "check the path."
+        raise SourceError(f"bundle '{folder}'", got, "a folder that `compressor compress` wrote", next_step)
     record = read_record(folder / RECORD)
     if not (folder / MANIFEST).is_file():
         raise SourceError(

@@ -94,6 +94,13 @@ def test_verify_refuses_other_files(bundles: Path, small: Path, terminal: Termin
     assert terminal("verify", small, "--data", "net.py:data") == 3
 
 
+def test_verify_of_a_file_names_its_folder(bundles: Path, small: Path, terminal: Terminal) -> None:
+    assert terminal("verify", small / "model.onnx", "--data", "net.py:data") == 3
+    assert f"got a file; expected a folder that `compressor compress` wrote. Next: name its folder, '{small}'" in (
+        " ".join(terminal.err.split())
+    )
+
+
 def test_verify_refuses_another_checkpoint(small: Path, home: Path, terminal: Terminal) -> None:
     torch.save({"0.weight": torch.zeros(1)}, home / "other.pt")
     assert terminal("verify", small, "--data", "net.py:data", "--checkpoint", "other.pt") == 3

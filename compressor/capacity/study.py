@@ -22,6 +22,7 @@ from compressor.export.files import Claim, claim_folder, write_json, write_text
 from compressor.recipe import Recipe, resolved
 from compressor.recording import machine, versions
 from compressor.report.capacity import write_capacity
+from compressor.sources.contents import content
 from compressor.stages import Report, silent
 from compressor.studies import part_of, same_request
 
@@ -45,10 +46,10 @@ def run_capacity(
     settings = settings_of(recipe)
     claim = claim_folder(out, resume=resume, force=force)
     try:
-        specs = [recipe.model, recipe.data]
         same_request(
-            claim, _same_everywhere(recipe), specs, base, force=force, results=(STUDY, TRIALS, PAGE), parts=RUNGS
-        )
+            claim, _same_everywhere(recipe), [recipe.model, recipe.data], base, read=_inputs(recipe, settings, base),
+            force=force, results=(STUDY, TRIALS, PAGE), parts=RUNGS,
+        )  # fmt: skip
         _prepare(claim, force)
         rungs = _climb(recipe, settings, base, claim.path, report)
         found = _summed_up(recipe, rungs, settings, claim.path, command)
@@ -58,6 +59,13 @@ def run_capacity(
         return found
     finally:
         claim.release()
+
+
+def _inputs(recipe: Recipe, settings: Sequence[Setting], base: Path) -> list[str | None]:
+    """What tells the file of the data, and the checkpoints, from others of the same names."""
+    rungs = [s.wanted(w, seed, base) for s in settings for w in s.ladder.widths for seed in s.ladder.seeds]
+    files = [rung.checkpoint for rung in rungs if rung.checkpoint is not None]
+    return [content(file, base) for file in (recipe.data, *files)]
 
 
 def _prepare(claim: Claim, force: bool) -> None:

@@ -24,10 +24,11 @@ from compressor.options import parse_recover
 from compressor.planning.search import Tuned
 from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture
+from compressor.sources.contents import content
 from compressor.sources.data import Data, load_data
 from compressor.sources.models import load_model
 from compressor.stages import Report, silent
-from compressor.studies import Wanted, network, part_of, same_request, weights_file
+from compressor.studies import Wanted, network, part_of, same_request, training_of, weights_file
 from compressor.verify.accuracy import outputs_of
 
 CELLS = "cells"
@@ -49,9 +50,11 @@ def run_comparison(
     methods = {name: find_method(spec, base) for name, spec in recipe.compare.methods.items()}
     claim = claim_folder(out, resume=resume, force=force)
     try:
-        specs = [recipe.model, *recipe.compare.methods.values()]
-        same_request(claim, recipe, specs, base, force=force, results=(SUMMARY, PICTURE), parts=CELLS)
         data = load_data(recipe.data_spec, base=base)
+        same_request(
+            claim, recipe, [recipe.model, *recipe.compare.methods.values()], base, read=_inputs(recipe, data, base),
+            force=force, results=(SUMMARY, PICTURE), parts=CELLS,
+        )  # fmt: skip
         about: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
         for place, seed in enumerate(recipe.compare.seeds):
@@ -65,6 +68,14 @@ def run_comparison(
         claim.release()
 
 
+def _inputs(recipe: Recipe, data: Data, base: Path) -> list[str | None]:
+    """What tells the data, and the checkpoints, from others of the same names."""
+    assert recipe.compare is not None
+    files = [weights_file(recipe, seed=seed) for seed in recipe.compare.seeds]
+    marks = [data.calibrate.fingerprint, data.tune.fingerprint, data.judge.fingerprint]
+    return [*marks, *(content(file, base) for file in files if file is not None)]
+
+
 def _one_network(
     recipe: Recipe, base: Path, seed: int, data: Data, methods: Mapping[str, Method], folder: Path, report: Report
 ) -> dict[str, Any]:
@@ -72,7 +83,8 @@ def _one_network(
     assert recipe.compare is not None
     options = None if recipe.train is None else replace(recipe.train.options(), seed=seed)
     kept = folder / f"seed{seed}.safetensors"
-    wanted = Wanted(recipe.model_spec, seed, kept, weights_file(recipe, seed=seed), options)
+    checkpoint, training = weights_file(recipe, seed=seed), training_of(recipe, base)
+    wanted = Wanted(recipe.model_spec, seed, kept, checkpoint, options, training=training)
     model, weights = network(wanted, base, data.train, report)
     task = Task(model, data, recipe.compare.measure, seed, _widths(recipe, base, seed), options)
     allowed, confidence = recipe.compress.max_drop, recipe.compress.confidence

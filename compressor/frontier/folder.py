@@ -16,7 +16,7 @@ import numpy as np
 from compressor.api import Result
 from compressor.deliver import write_both
 from compressor.errors import UnwrittenPage, UsageError
-from compressor.export.files import OUTPUTS, Claim
+from compressor.export.files import OUTPUTS, Claim, clean_partial
 from compressor.frontier.points import Frontier, Point, trace
 from compressor.observe import from_first, only_first
 from compressor.options import Sizes
@@ -106,10 +106,12 @@ def _begun_again(claim: Claim, same: bool, report: Report) -> None:
 
 
 def _cleared(claim: Claim) -> None:
-    """Take away an earlier frontier: its files, and folders of points that nothing else is in."""
+    """Take away an earlier frontier: its files (also those that a killed run was writing), and folders of points that
+    nothing else is in."""
     claim.clear((RECORD_FILE, PAGE, RECORD, *OUTPUTS))
     for folder in sorted(claim.path.iterdir()):
         if _POINT.fullmatch(folder.name) and folder.is_dir():
+            clean_partial(folder)
             claim.clear(f"{folder.name}/{name}" for name in (RECORD, *OUTPUTS))
             with contextlib.suppress(OSError):  # not empty: it stays
                 folder.rmdir()

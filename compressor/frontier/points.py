@@ -73,16 +73,23 @@ def trace(
 
 
 def _built(bench: Bench, sizes: Sizes) -> tuple[list[Candidate[Made]], list[dict[str, Any] | None]]:
-    """Candidates from the largest to the smallest, each network once, and what the clock said of each."""
+    """Candidates from the largest to the smallest, each network once, and what the clock said of each.
+
+    A size that was asked for and has no network of its own is a warning.
+    """
     shares = sizes.spread(bench.smallest)
     if shares[-1] < bench.smallest:  # before anything is built: tell what can be had
         bench.allocator.plan(bench.measure, shares[-1])
     found, said = [], []
     for share in shares:
         candidate, timing = bench.made(share)
-        if all(candidate.built is not other.built for other in found):
+        same = [other.share for other in found if candidate.built is other.built]
+        if not same:
             found.append(candidate)
             said.append(timing)
+        elif sizes.shares is not None:
+            said_so = f"has no network of its own: the one made for {same[0]:g} is that small."
+            bench.outcome.warnings.append(f"{share:g} of the {sizes.measure} {said_so}")
     return found, said
 
 

@@ -6,8 +6,9 @@ No code of a hub ever runs: configurations are stripped of what names code or ke
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def load(spec: str, name: str, given: dict[str, Argument], pretrained: bool, bas
         f"hf:{named}{spelled(given)}",
         input_shape=_shape(config) if not reads_tokens else (min(16, _longest(config)),),
         vocabulary=getattr(config, "vocab_size", None) if reads_tokens else None,
-        transform=_transform(transformers, where, folder, config if reads_tokens else None, made) if local else None,
+        transform=_transform(transformers, where, folder, config, made, reads_tokens) if local else None,
         trained=(wanted and not missing) or not pretrained,
     )
 
@@ -179,15 +180,30 @@ def _longest(config: Any, otherwise: int = 16) -> int:
     return found - 1 - (config.pad_token_id or 0) if getattr(config, "model_type", "") in kin else found
 
 
-def _transform(transformers: Any, where: str, folder: Path, reader: Any, made: type) -> Callable[[Any], Any] | None:
-    """Image -> input as the folder's preprocessor_config.json says; of a network that reads tokens (`reader` is its
-    configuration) text -> input by the folder's tokenizer, with the next tokens where its class predicts them."""
-    if reader is not None:
+@dataclass(frozen=True)
+class Pictures:
+    """Image -> input by transformers' own processor; `classes` are the numbers of the network's, by their words."""
+
+    processor: Any
+    classes: Mapping[str, int] | None
+
+    def __call__(self, image: Any) -> Any:
+        """The input of one image."""
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+
+def _transform(
+    transformers: Any, where: str, folder: Path, config: Any, made: type, reads_tokens: bool
+) -> Callable[[Any], Any] | None:
+    """Image -> input as the folder's preprocessor_config.json says; of a network that reads tokens text -> input by the
+    folder's tokenizer, with the next tokens where its class predicts them."""
+    if reads_tokens:
         try:
             tokens = library_tokens(str(folder), None, where)
         except SourceError:  # told where texts ask for it: the network runs on other data without it
             return None
-        tokens = resized(tokens, min(tokens.length, _longest(reader, tokens.length)))
+        tokens = resized(tokens, min(tokens.length, _longest(config, tokens.length)))
+        tokens.classes = _classes(config)
         return Following(tokens) if made.__name__.endswith(_PREDICTORS) else tokens
     if not (folder / "preprocessor_config.json").is_file():
         return None
@@ -198,7 +214,13 @@ def _transform(transformers: Any, where: str, folder: Path, reader: Any, made: t
         raise SourceError(
             where, f"preprocessor_config.json: {short(error)}", "one that transformers reads", "repair or remove it."
         ) from error
-    return lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0]
+    return Pictures(processor, _classes(config))
+
+
+def _classes(config: Any) -> Mapping[str, int] | None:
+    """Numbers of the network's classes by their words; None where the configuration names none."""
+    names = {str(word): number for number, word in (getattr(config, "id2label", None) or {}).items()}
+    return None if all(word == f"LABEL_{number}" for word, number in names.items()) else names
 
 
 @contextmanager

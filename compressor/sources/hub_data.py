@@ -71,6 +71,7 @@ def parts(
     given: Mapping[str, str | None],
     prepare_text: Callable[[], Callable[[str], Any]],
     prepare_image: Callable[[], Callable[[Any], Any]],
+    classes: Mapping[str, int] | None = None,
 ) -> Parts | Rows:
     """Splits as parts of a run's data; one split alone as a whole.
 
@@ -86,7 +87,7 @@ def parts(
     if isinstance(prepare, Following):
         label = None
         sets = {name: rows.select(prepare.predictable(rows[column], where)) for name, rows in sets.items()}
-    labels = None if label is None else _numbers(where, sets, label)
+    labels = None if label is None else _numbers(where, sets, label, classes)
     rows = {name: Rows(found, column, prepare, label, labels) for name, found in sets.items()}
     known = {kind: rows[name] for kind, names in _SPLITS.items() for name in names if name in rows}
     if len(rows) == 1 or not known:
@@ -120,12 +121,18 @@ def _column(where: str, features: Any, name: str | None) -> str | None:
     return name
 
 
-def _numbers(where: str, sets: Mapping[str, Any], label: str) -> dict[str, Any] | None:
+def _numbers(
+    where: str, sets: Mapping[str, Any], label: str, classes: Mapping[str, int] | None
+) -> dict[Any, Any] | None:
     """Words that are labels -> numbers, the same in every split; None where labels are numbers."""
-    if getattr(next(iter(sets.values())).features[label], "dtype", "") not in ("string", "large_string"):
+    kind = next(iter(sets.values())).features[label]
+    names = getattr(kind, "names", None)  # numbers that have words, and may be others than the network's
+    if names and classes and set(names) <= set(classes):
+        return {-1: -1, **{place: classes[name] for place, name in enumerate(names)}}
+    if getattr(kind, "dtype", "") not in ("string", "large_string"):
         return None
     words = sorted({word for rows in sets.values() for word in rows.unique(label)}, key=str)
-    return dict(zip(words, numbered(where, words), strict=True))
+    return dict(zip(words, numbered(where, words, classes), strict=True))
 
 
 def _image(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -50,6 +50,11 @@ class Asked:
             if key in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise UsageError(self.where, f"{key}={value!r}", "a positive whole number", f"{key}=224")
 
+    @property
+    def classes(self) -> Mapping[str, int] | None:
+        """Numbers of the network's classes by their words, where it names them."""
+        return getattr(self.transform, "classes", None)
+
     def number(self, key: str) -> int | None:
         """A number among the arguments."""
         value = self.arguments.get(key)
@@ -103,13 +108,13 @@ def _npz(asked: Asked) -> Any:
 
 def _csv(asked: Asked) -> Any:
     asked.allow("size")
-    return tables.pictures(asked.path, asked.prepare_image())
+    return tables.pictures(asked.path, asked.prepare_image(), asked.classes)
 
 
 def _text(asked: Asked) -> Any:
     asked.allow("tokenizer", "length", "label")
     asked.allow_next()
-    return tables.texts(asked.path, asked.prepare_text())
+    return tables.texts(asked.path, asked.prepare_text(), asked.classes)
 
 
 def _hfdata(asked: Asked) -> Any:
@@ -118,13 +123,13 @@ def _hfdata(asked: Asked) -> Any:
     columns["label"] = None if columns["label"] == _NEXT else columns["label"]
     place = str(asked.path) if asked.path.is_dir() else asked.place
     found = hub_data.read(asked.where, place, asked.word("config"), asked.word("split"))
-    return hub_data.parts(asked.where, found, columns, asked.prepare_text, asked.prepare_image)
+    return hub_data.parts(asked.where, found, columns, asked.prepare_text, asked.prepare_image, asked.classes)
 
 
 def _webdataset(asked: Asked) -> Any:
     asked.allow("tokenizer", "length", "size", "label")
     asked.allow_next()
-    found = shards.read(asked.where, asked.path, asked.prepare_text, asked.prepare_image)
+    found = shards.read(asked.where, asked.path, asked.prepare_text, asked.prepare_image, asked.classes)
     if asked.word("label") == _NEXT and not found.predicts:
         raise UsageError(
             asked.where, "label=next, and no texts", "texts (.txt), whose tokens follow each other", "leave it out."

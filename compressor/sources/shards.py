@@ -22,7 +22,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from compressor.errors import DataError, SourceError
-from compressor.sources.tables import numbered
+from compressor.sources.tables import Classes, numbered
 from compressor.sources.words import Following
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp")
@@ -60,10 +60,12 @@ class Sample:
 class Shards(Dataset[Any]):
     """Samples of tar files, each prepared when it is asked for, with its label where it has one."""
 
-    def __init__(self, where: str, samples: list[Sample], ending: str, prepare: Callable[[bytes], Any]) -> None:
+    def __init__(
+        self, where: str, samples: list[Sample], ending: str, prepare: Callable[[bytes], Any], classes: Classes = None
+    ) -> None:
         self.where, self.samples, self.ending, self.prepare = where, samples, ending, prepare
         self.predicts = _following(prepare) is not None
-        self.labels = None if self.predicts else _labels(where, samples)
+        self.labels = None if self.predicts else _labels(where, samples, classes)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -79,6 +81,7 @@ def read(
     place: Path,
     prepare_text: Callable[[], Callable[[str], Any]],
     prepare_image: Callable[[], Callable[[Any], Any]],
+    classes: Classes = None,
 ) -> Shards:
     """The samples of one tar file, of all in a folder, or of a pattern (`shards/train-*.tar`).
 
@@ -104,7 +107,7 @@ def read(
     if following is not None:
         said = (sample.members[known[0]].read().decode("utf-8", "replace") for sample in samples)
         samples = [samples[place] for place in following.predictable(said, where)]
-    return Shards(where, samples, known[0], prepare)
+    return Shards(where, samples, known[0], prepare, classes)
 
 
 def _preparation(
@@ -213,8 +216,8 @@ def _members(where: str, shard: Path) -> Iterator[tuple[str, Member]]:
         ) from None  # fmt: skip
 
 
-def _labels(where: str, samples: list[Sample]) -> list[Any] | None:
-    """A label for every sample, or None where there are none; words are numbered by the alphabet."""
+def _labels(where: str, samples: list[Sample], classes: Classes) -> list[Any] | None:
+    """A label for every sample, or None where there are none; words are numbered as in `numbered`."""
     ending = next((kind for kind in LABELS if kind in samples[0].members), None)
     if ending is None:
         return None
@@ -227,7 +230,7 @@ def _labels(where: str, samples: list[Sample]) -> list[Any] | None:
     missing = next((sample.key for sample, word in zip(samples, words, strict=True) if not word), None)
     if missing is not None:
         raise DataError(f"{where}, sample {missing!r}", "no label", "one in every sample, or in none", "add it.")
-    return numbered(where, words)
+    return numbered(where, words, classes)
 
 
 def _label(where: str, key: str, ending: str, member: Member) -> str | None:

@@ -75,6 +75,9 @@ def _pair(arrays: Mapping[str, np.ndarray], prefix: str) -> Any:
     return torch.as_tensor(x.astype(np.float32) if x.dtype == np.float64 else x) if y is None else (x, y)
 
 
+Classes = Mapping[str, int] | None
+
+
 class Listed(Dataset[Any]):
     """What a file lists (paths of pictures, texts), prepared when it is asked for, with labels where there are any."""
 
@@ -89,14 +92,14 @@ class Listed(Dataset[Any]):
         return prepared if self.labels is None else (prepared, self.labels[place])
 
 
-def pictures(path: Path, transform: Callable[[Any], Any]) -> Listed:
+def pictures(path: Path, transform: Callable[[Any], Any], classes: Classes = None) -> Listed:
     """The pictures that a CSV file lists: columns `path` (relative to the file) and, if there are labels, `label`.
 
-    Labels are class numbers; words are numbered in alphabetical order, numbers with a point are targets. Raises
-    SourceError for a file that cannot be read or lists a missing picture, DataError for other columns.
+    Labels are class numbers; words are numbered as in `classes`, else in alphabetical order; numbers with a point are
+    targets. Raises SourceError for a file that cannot be read or lists a missing picture, DataError for other columns.
     """
     where = f"data 'csv:{path}'"
-    words, labels = _columns(where, path, "path")
+    words, labels = _columns(where, path, "path", classes)
     paths = [path.parent / word for word in words]
     missing = next((place for place, found in enumerate(paths) if not found.is_file()), None)
     if missing is not None:
@@ -114,19 +117,19 @@ def pictures(path: Path, transform: Callable[[Any], Any]) -> Listed:
     return Listed(paths, labels, opened)
 
 
-def texts(path: Path, tokens: Callable[[str], Any]) -> Listed:
+def texts(path: Path, tokens: Callable[[str], Any], classes: Classes = None) -> Listed:
     """The texts of a CSV file: columns `text` and, if there are labels, `label` (as `pictures`). Raises as it does.
 
     Where the next tokens are the labels, texts of one word are left out.
     """
     where = f"data 'text:{path}'"
-    words, labels = _columns(where, path, "text")
+    words, labels = _columns(where, path, "text", classes)
     if not isinstance(tokens, Following):
         return Listed(words, labels, tokens)
     return Listed([words[place] for place in tokens.predictable(words, where)], None, tokens)
 
 
-def _columns(where: str, path: Path, column: str) -> tuple[list[str], list[Any] | None]:
+def _columns(where: str, path: Path, column: str, classes: Classes) -> tuple[list[str], list[Any] | None]:
     """One column of a CSV file, and its labels as numbers."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -139,11 +142,13 @@ def _columns(where: str, path: Path, column: str) -> tuple[list[str], list[Any] 
         got = f"columns {', '.join(map(str, columns))[:200] or 'none'}, {len(rows)} rows"
         raise DataError(where, got, f"columns `{column}` and `label`, and rows", "write them in the first line.")
     labels = [row.get("label") for row in rows] if "label" in columns else None
-    return [str(row[column]) for row in rows], None if labels is None else numbered(where, labels)
+    return [str(row[column]) for row in rows], None if labels is None else numbered(where, labels, classes)
 
 
-def numbered(where: str, words: Sequence[str | None]) -> list[Any]:
-    """Numbers from words: class numbers, targets, or places in alphabetical order. DataError for an empty one."""
+def numbered(where: str, words: Sequence[str | None], classes: Classes = None) -> list[Any]:
+    """Numbers from words: class numbers, targets, those of `classes` (the network's, by their words), or places in
+    alphabetical order. DataError for an empty one, and for a word that is none of `classes`.
+    """
     empty = next((place for place, word in enumerate(words) if not (word or "").strip()), None)
     if empty is not None:
         raise DataError(f"{where}, line {empty + 2}", "no label", "a label in every row, or no such column", "add it.")
@@ -153,5 +158,20 @@ def numbered(where: str, words: Sequence[str | None]) -> list[Any]:
             return [kind(word) for word in said]
         except ValueError:
             continue
-    numbers = {word: place for place, word in enumerate(sorted(set(said)))}
-    return [numbers[word] for word in said]
+    if classes is None:
+        numbers = {word: place for place, word in enumerate(sorted(set(said)))}
+        return [numbers[word] for word in said]
+    return _of_network(where, said, classes)
+
+
+def _of_network(where: str, said: Sequence[str], classes: Mapping[str, int]) -> list[int]:
+    """Words as the network numbers them: as they stand, else whatever their capitals."""
+    folded = {word.casefold(): number for word, number in classes.items()}
+    known, fold = (classes, str) if set(said) <= set(classes) or len(folded) < len(classes) else (folded, str.casefold)
+    strange = next((word for word in said if fold(word) not in known), None)
+    if strange is not None:
+        raise DataError(
+            where, f"the label {strange!r:.60}", f"one of the network's classes ({', '.join(classes)[:200]})",
+            "name labels as the network's configuration does, or give class numbers.",
+        )  # fmt: skip
+    return [known[fold(word)] for word in said]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -76,6 +76,8 @@ class LibraryTokens:
     def __init__(self, tokenizer: Any, length: int) -> None:
         self._tokenizer, self.length, self.size = tokenizer, length, len(tokenizer)
         self._padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.classes: Mapping[str, int] | None = None
+        """Numbers of the classes of the network that the texts are for, by their words."""
 
     def __call__(self, text: str) -> dict[str, Tensor]:
         """The numbers of one text."""

@@ -100,6 +100,21 @@ def training_data_warning(
     )
 
 
+def chance_warning(accuracy: float, labels: np.ndarray) -> str | None:
+    """A warning where the original's accuracy (percent) is no better than the commonest of `labels` (n,), for each.
+
+    Within two standard errors counts as no better.
+    """
+    commonest = 100 * float(np.unique(labels, return_counts=True)[1].max()) / len(labels)
+    if accuracy > commonest + 2 * math.sqrt(commonest * (100 - commonest) / len(labels)):
+        return None
+    return (
+        f"The original is right on {accuracy:.2f} % of the {len(labels):,} judge samples, and one answer for all of "
+        f"them on {commonest:.2f} %: that nothing was lost says little. Are inputs prepared, and labels numbered, as "
+        "when it was trained?"
+    )
+
+
 def refuse_overlap(judge: HashedSamples, others: Mapping[str, HashedSamples]) -> None:
     """DataError if any judge input is also in another split (by content, in any order), naming each split."""
     own = _plain(judge.hashes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,22 @@ def test_resuming_runs_only_what_is_missing(study: Study) -> None:
 def test_another_recipe_is_not_mixed_with_this_one(study: Study) -> None:
     with pytest.raises(UsageError, match="another recipe"):
         run_capacity(recipe(widths=[6, 24]), study[0], study[1], resume=True)
+
+
+@pytest.mark.parametrize("name", ["own.safetensors", "few.npz"], ids=["checkpoint", "data"])
+def test_rungs_of_other_inputs_are_not_mixed_with_these(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    for file in ("own.safetensors", "few.npz"):
+        (tmp_path / file).write_text("some")
+    asked = recipe().model_copy(update={"data": "npz:few.npz", "data_args": {}, "checkpoint": "own.safetensors"})
+    monkeypatch.setattr("compressor.capacity.study._climb", lambda *_: sys.exit("stopped"))
+    with pytest.raises(SystemExit):
+        run_capacity(asked, tmp_path, tmp_path / "out")
+    (tmp_path / name).write_text("others")
+    with pytest.raises(UsageError, match="data or checkpoints that have changed"):
+        run_capacity(asked, tmp_path, tmp_path / "out", resume=True)
 
 
 def test_networks_can_be_taken_instead_of_trained(study: Study, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from compressor.comparison.methods import width_for
@@ -13,6 +15,7 @@ from compressor.comparison.task import Task, size
 from compressor.errors import UsageError
 from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture, comparison_view
+from compressor.sources.checkpoint import file_sha256
 from compressor.sources.data import load_data
 
 ROOT = Path(__file__).parent.parent.parent
@@ -101,6 +104,46 @@ def test_cells_of_another_recipe_are_not_mixed_with_these(study: tuple[Path, Pat
     base, out = study
     with pytest.raises(UsageError, match="another recipe"):
         run_comparison(recipe(train={"epochs": 5}), base, out, resume=True)
+
+
+def small(base: Path, **changes: object) -> Recipe:
+    """One method, seed and size, on data and weights of its own."""
+    (base / "methods.py").write_text(PEER)
+    compare = {"methods": {"first": "methods.py:first_units"}, "sizes": [0.5], "seeds": [0]}
+    plain = {"data": "npz:digits.npz", "train": None, "checkpoint": "own{seed}.safetensors", "compare": compare}
+    return recipe(**{**plain, **changes})
+
+
+def put(base: Path, shift: int, seed: int) -> None:
+    images = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    np.savez(base / "digits.npz", x=images.numpy(), y=(np.arange(90) + shift) % 10)
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    save_file(net.state_dict(), base / "own0.safetensors")
+
+
+@pytest.mark.parametrize(("shift", "seed"), [(1, 0), (0, 1)], ids=["data", "checkpoint"])
+def test_cells_of_other_inputs_are_not_mixed_with_these(tmp_path: Path, shift: int, seed: int) -> None:
+    put(tmp_path, 0, 0)
+    first = run_comparison(small(tmp_path), tmp_path, tmp_path / "out")
+    put(tmp_path, shift, seed)
+    with pytest.raises(UsageError, match="data or checkpoints that have changed"):
+        run_comparison(small(tmp_path), tmp_path, tmp_path / "out", resume=True)
+    put(tmp_path, 0, 0)
+    assert run_comparison(small(tmp_path), tmp_path, tmp_path / "out", resume=True)["networks"] == first["networks"]
+
+
+def test_force_trains_again_what_another_training_left(tmp_path: Path) -> None:
+    def trained(epochs: int) -> str:
+        asked = small(tmp_path, data="digits", checkpoint=None, train={"epochs": epochs, "batch": 64})
+        found = run_comparison(asked, tmp_path, tmp_path / "out", force=True)
+        return str(found["networks"][0]["weights"])
+
+    assert trained(1) != trained(2)
+    put(tmp_path, 0, 5)
+    (tmp_path / "own0.safetensors").replace(tmp_path / "out" / "seed0.safetensors")
+    mine = file_sha256(tmp_path / "out" / "seed0.safetensors")
+    assert trained(3) == f"file {mine}"  # what was put there is taken, not trained
 
 
 def test_size_is_what_torch_counts() -> None:

@@ -72,11 +72,13 @@ def test_a_half_done_frontier_is_made_again_and_says_so(home: Path) -> None:
     whole = run(job, "out")
     (home / "out" / "frontier.json").unlink()
     (home / "out" / "params_0.7" / "record.json").unlink()
+    (home / "out" / "params_0.7" / ".scratch.12-0123abcd.partial").mkdir()  # as a killed process leaves it
     again = run(job, "out", resume=True, report=lambda stage, _done: said.append(stage))
     assert [stage for stage in said if "made again" in stage] == [
         "note: 1 network of an earlier try is made again: a frontier is built and judged as a whole"
     ]
     assert [point.verdict for point in again.points] == [point.verdict for point in whole.points]
+    assert not list((home / "out" / "params_0.7").glob(".scratch*"))
 
 
 def test_a_point_is_what_compress_gives(home: Path) -> None:
@@ -142,6 +144,14 @@ def test_sizes_are_spread_where_none_are_given(home: Path) -> None:
     assert asked[0] == 0.7
     assert asked[1] ** 2 == pytest.approx(asked[0] * asked[2])
     assert found.points[-1].params <= asked[-1]
+
+
+def test_a_size_without_a_network_of_its_own_is_told(home: Path) -> None:
+    found = run(replace(JOB, sizes=Sizes("params", (0.7, 0.6999, 0.5))), "out")
+    assert [point.asked for point in found.points] == [0.7, 0.5]
+    said = "0.6999 of the params has no network of its own: the one made for 0.7 is that small."
+    assert said in found.warnings
+    assert said in read_record(home / "out" / "params_0.5" / "record.json").warnings
 
 
 def test_another_request_is_refused_and_replaced_by_force(home: Path) -> None:

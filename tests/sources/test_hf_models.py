@@ -136,3 +136,17 @@ def _manifest(**arguments: Any) -> Source:
 def test_a_hostile_manifest(config: str | None, auto: str):
     with pytest.raises(SourceError):
         _manifest(config=config, auto=auto).rebuild()
+
+
+def test_words_of_the_classes_come_with_the_preparation(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "named"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"id2label": {"0": "tree", "1": "bird", "2": "stone"}, "label2id": {"tree": 0, "bird": 1, "stone": 2}}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert getattr(load_model(f"hf:{copy}").transform, "classes", None) == {"tree": 0, "bird": 1, "stone": 2}
+    plain = load_model(f"hf:{folder}").transform
+    assert plain is not None
+    assert getattr(plain, "classes", None) is None  # LABEL_0, LABEL_1, ... are no words

@@ -109,3 +109,13 @@ def test_what_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datasets, "__version__", "3.6.0")
     with pytest.raises(SourceError, match="4 or newer"):
         load_data(f"hfdata:two{WORDS}", base=folder)
+
+
+def test_numbers_with_words_become_those_of_the_network(folder: Path):
+    rows = table(range(60)).cast_column("label", datasets.ClassLabel(names=["dog", "cat"]))
+    rows.save_to_disk(folder / "saved")
+    tokens = Words((folder / "words.txt").read_text().split(), 8)
+    setattr(tokens, "classes", {"cat": 0, "dog": 1, "fox": 2})  # noqa: B010 (as a library's tokens have them)
+    inputs, labels = load_data("hfdata:saved", base=folder, transform=tokens).judge.batch(range(30))
+    assert labels is not None
+    assert labels.tolist() == (inputs["input_ids"] == 3 + 4).any(1).int().tolist()

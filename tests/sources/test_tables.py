@@ -9,6 +9,7 @@ from PIL import Image
 
 from compressor.errors import CompressorError, DataError, SourceError, UsageError
 from compressor.sources.data import load_data
+from compressor.sources.tables import numbered
 
 RANDOM = np.random.RandomState(0)
 
@@ -88,3 +89,27 @@ def test_csv_refusals(photos: Path, text: str, words: str):
         load_data("csv:list.csv", base=photos)
     with pytest.raises(SourceError):
         load_data("csv:gone.csv", base=photos)
+
+
+def test_words_are_numbered_as_the_network_numbers_its_classes():
+    classes = {"positive": 0, "negative": 1, "neutral": 2}
+    assert numbered("here", ["negative", "neutral", "positive"], classes) == [1, 2, 0]
+    assert numbered("here", ["Negative", "POSITIVE"], classes) == [1, 0]
+    assert numbered("here", ["1", "2"], classes) == [1, 2]
+    assert numbered("here", ["negative", "positive"]) == [0, 1]
+    with pytest.raises(DataError, match=r"got the label 'bad'; expected .*\(positive, negative, neutral\)"):
+        numbered("here", ["negative", "bad"], classes)
+
+
+def test_a_table_is_read_with_the_classes_of_what_prepares_it(photos: Path):
+    class Prepare:
+        classes = {"cat": 1, "dog": 0}
+
+        def __call__(self, picture: Image.Image) -> torch.Tensor:
+            return torch.as_tensor(np.array(picture, dtype=np.float32))
+
+    rows = [f"photos/{place}.png,{'cat' if place < 20 else 'dog'}" for place in range(24)]
+    (photos / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    data = load_data("csv:list.csv", base=photos, transform=Prepare())
+    labels = [part.labels for part in (data.calibrate, data.tune, data.judge)]
+    assert sum(int(found.sum()) for found in labels if found is not None) == 20

@@ -12,6 +12,7 @@ from compressor.errors import DataError
 from compressor.sources.samples import as_samples
 from compressor.verify.judge_data import (
     before_work,
+    chance_warning,
     decidable,
     refuse_overlap,
     repeats_warning,
@@ -56,6 +57,16 @@ def test_training_data_is_suspected() -> None:
     assert training_data_warning(97.0, 60, 92.0, 60) is None  # so few samples differ by chance
     assert training_data_warning(93.9, 100_000, 92.0, 100_000) is None  # certain, but small
     assert training_data_warning(90.0, 5000, 95.0, 5000) is None
+
+
+def test_answers_no_better_than_one_for_all_are_told() -> None:
+    labels = np.repeat(np.arange(10), [190, *[90] * 9])
+    words = chance_warning(20.1, labels)
+    assert words is not None
+    assert "right on 20.10 % of the 1,000 judge samples, and one answer for all of them on 19.00 %" in words
+    assert chance_warning(9.0, labels) is not None
+    assert chance_warning(23.0, labels) is None
+    assert chance_warning(100.0, np.zeros(50)) is not None  # one class only
 
 
 def images(count: int, seed: int) -> torch.Tensor:
