@@ -202,8 +202,8 @@ def _transform(
             tokens = library_tokens(str(folder), None, where)
         except SourceError:  # told where texts ask for it: the network runs on other data without it
             return None
-        tokens = resized(tokens, min(tokens.length, _longest(config, tokens.length)))
         tokens.classes = _classes(config)
+        tokens = resized(tokens, min(tokens.length, _longest(config, tokens.length)))
         return Following(tokens) if made.__name__.endswith(_PREDICTORS) else tokens
     if not (folder / "preprocessor_config.json").is_file():
         return None

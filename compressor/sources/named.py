@@ -102,13 +102,15 @@ def image_folder(
     transform: Callable[[Any], Any] | None = None,
     size: int | None = None,
     limit: int = IMAGE_LIMIT,
+    classes: Mapping[str, int] | None = None,
 ) -> Parts | Any:
     """A folder of class folders, or one with `train`, `val` and / or `test` in it.
 
     `test` judges and `val` tunes; a lone one of them judges and gives what is missing.
 
     Preprocessing: `size` (ImageNet's way at that size), else `transform` (of the model's weights), else
-    ImageNet's at 224: shorter side to size * 256 / 224, the centre cut out, ImageNet's mean and deviation.
+    ImageNet's at 224: shorter side to size * 256 / 224, the centre cut out, ImageNet's mean and deviation. Class
+    folders are numbered as in `classes` (the network's, by their words) where all have their names, else in order.
     """
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "no such folder"
@@ -116,11 +118,11 @@ def image_folder(
     transform = transform if transform is not None and size is None else imagenet_transform(size or 224)
     inner = {name: folder / name for name in ("train", "val", "test") if (folder / name).is_dir()}
     if not inner:
-        return _one_folder(folder, transform, limit)[0]
+        return _one_folder(folder, transform, limit, classes)[0]
     sets: dict[str, Subset[Any]] = {}
     classes: dict[str, list[str]] = {}
     for name, path in inner.items():
-        sets[name], classes[name] = _one_folder(path, transform, limit)
+        sets[name], classes[name] = _one_folder(path, transform, limit, classes)
     if any(names != next(iter(classes.values())) for names in classes.values()):
         raise DataError(
             f"data 'imagefolder:{folder}'",
@@ -140,7 +142,9 @@ def parts_of_splits(sets: Mapping[str, Any]) -> Parts:
     return parts if held is None else {**parts, "judge": held}
 
 
-def _one_folder(folder: Path, transform: Callable[[Any], Any], limit: int) -> tuple[Subset[Any], list[str]]:
+def _one_folder(
+    folder: Path, transform: Callable[[Any], Any], limit: int, classes: Mapping[str, int] | None
+) -> tuple[Subset[Any], list[str]]:
     """Its images, and the names of its classes."""
     from torchvision.datasets import ImageFolder
 
@@ -153,6 +157,9 @@ def _one_folder(folder: Path, transform: Callable[[Any], Any], limit: int) -> tu
             "a folder of class folders with images",
             "put the images of each class into a folder of its own.",
         ) from error
+    if classes is not None and set(found.classes) <= set(classes):
+        numbers = [classes[name] for name in found.classes]
+        found.target_transform = numbers.__getitem__
     names = [Path(path).relative_to(folder).as_posix() for path, _ in found.samples]
     order = sorted(range(len(names)), key=lambda place: hashlib.sha256(names[place].encode()).digest())
     return Subset(found, sorted(order[:limit])), found.classes

@@ -97,8 +97,8 @@ class Asked:
 def _imagefolder(asked: Asked) -> Any:
     asked.allow("size", "limit")
     limit = asked.number("limit")
-    more = {} if limit is None else {"limit": limit}
-    return named.image_folder(asked.path, asked.prepare_image(), **more)
+    more: dict[str, Any] = {} if limit is None else {"limit": limit}
+    return named.image_folder(asked.path, asked.prepare_image(), classes=asked.classes, **more)
 
 
 def _npz(asked: Asked) -> Any:

@@ -101,15 +101,21 @@ def test_words_are_numbered_as_the_network_numbers_its_classes():
         numbered("here", ["negative", "bad"], classes)
 
 
-def test_a_table_is_read_with_the_classes_of_what_prepares_it(photos: Path):
+@pytest.mark.parametrize("kind", ["csv", "imagefolder"])
+def test_classes_are_those_of_what_prepares_the_images(photos: Path, kind: str):
     class Prepare:
         classes = {"cat": 1, "dog": 0}
 
         def __call__(self, picture: Image.Image) -> torch.Tensor:
             return torch.as_tensor(np.array(picture, dtype=np.float32))
 
-    rows = [f"photos/{place}.png,{'cat' if place < 20 else 'dog'}" for place in range(24)]
+    said = ["cat" if place < 20 else "dog" for place in range(24)]
+    rows = [f"photos/{place}.png,{word}" for place, word in enumerate(said)]
     (photos / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
-    data = load_data("csv:list.csv", base=photos, transform=Prepare())
+    for place, word in enumerate(said):
+        (photos / "sorted" / word).mkdir(parents=True, exist_ok=True)
+        (photos / f"photos/{place}.png").rename(photos / f"sorted/{word}/{place}.png") if kind != "csv" else None
+    spec = "csv:list.csv" if kind == "csv" else "imagefolder:sorted"
+    data = load_data(spec, base=photos, transform=Prepare())
     labels = [part.labels for part in (data.calibrate, data.tune, data.judge)]
     assert sum(int(found.sum()) for found in labels if found is not None) == 20
