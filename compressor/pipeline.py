@@ -17,15 +17,20 @@ from compressor.outcome import Outcome
 from compressor.planning.search import LIMIT, search
 from compressor.records import Finding, Plan
 from compressor.sources.splits import Data
-from compressor.stages import Report, opened_model, silent
+from compressor.stages import Report, first_inputs, on_cpu, opened_model, silent
 from compressor.surgery.exact import exact_compress
 from compressor.units.graph import UnitGraph
+from compressor.units.modes import floating
 from compressor.units.program import copied
 from compressor.units.sizes import size_of
+from compressor.units.unjudged import moved_outputs
 from compressor.verify import judge as judging
 from compressor.verify.accuracy import outputs_of
 from compressor.verify.scores import Score
 from compressor.workbench import Answers, Start, explained, open_bench, prepare, some
+
+OTHERS = 32
+"""Judge samples by which outputs that are not judged are compared."""
 
 
 def compress(
@@ -47,9 +52,22 @@ def compress(
     else:
         outcome = _lossy(start)
     outcome.model = finished(copy_of(model) if outcome.model is model else outcome.model, model)
+    if not options.exact and outcome.model is not model:
+        outcome.warnings += _other_outputs(model, outcome.model, data)
     start.seconds["total"] = round(time.perf_counter() - started, 3)
     outcome.seconds = start.seconds
     return outcome
+
+
+def _other_outputs(model: nn.Module, small: nn.Module, data: Data) -> list[str]:
+    """A warning of outputs beside the judged one, and how far they moved: no verdict is about them."""
+    before, after = (copied(on_cpu(network)) for network in (model, small))
+    if floating(model).itemsize < 4:  # processors do not have every operation in half precision
+        before, after = before.float(), after.float()
+    moved = moved_outputs(before, after, first_inputs(before, data.judge, OTHERS))
+    told = ", ".join(f"'{name}' moved by {100 * value:.2g} %" for name, value in moved.items())
+    what = "of its spread over inputs (root mean square); only the judged output has a verdict"
+    return [f"Other outputs: {told} {what}."] if moved else []
 
 
 def analyze(model: nn.Module, data: Data, options: Options, report: Report = silent) -> Outcome:

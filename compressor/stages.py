@@ -134,9 +134,9 @@ def on_cpu(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).cpu() if away else model
 
 
-def first_inputs(model: nn.Module, samples: Samples) -> Any:
-    """Two samples on the CPU, in the dtype of the model."""
-    inputs, _ = samples.batch(torch.arange(min(2, len(samples))))
+def first_inputs(model: nn.Module, samples: Samples, count: int = 2) -> Any:
+    """The first samples (two) on the CPU, in the dtype of the model."""
+    inputs, _ = samples.batch(torch.arange(min(count, len(samples))))
     dtype = floating(model)
     return pytree.tree_map(lambda t: t.cpu().to(dtype if t.is_floating_point() else None), inputs)
 

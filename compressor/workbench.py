@@ -38,15 +38,19 @@ from compressor.stages import (
     Report,
     Workshop,
     find_units,
+    first_inputs,
     in_bases,
+    on_cpu,
     opened_model,
     pick_device,
     silent,
     working_copy,
 )
+from compressor.units.check import frozen
 from compressor.units.graph import UnitGraph
 from compressor.units.grouping import UNREACHED
 from compressor.units.sizes import size_of
+from compressor.units.unjudged import only_unjudged
 from compressor.verify.accuracy import Outputs, fitting_labels, outputs_of
 from compressor.verify.fidelity import fidelity
 from compressor.verify.judge_data import refuse_overlap
@@ -149,6 +153,8 @@ def prepare(
         report("units", 0.0)
         work = opened_model(work, data.calibrate, room)
         graph = find_units(work, data.calibrate, options.seed)
+        if not options.exact:  # what is certified holds for every output
+            graph = frozen(graph, only_unjudged(on_cpu(work), graph, first_inputs(work, data.calibrate)))
     warnings += _unreached(graph)
     if graph.layers == 0:
         raise ModelError("model", "no convolution or linear layer", "layers that have units", "check the factory.")

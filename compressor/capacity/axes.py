@@ -19,7 +19,7 @@ CHANNELS_FIRST = tuple(
     getattr(nn, name)
     for name in (
         "Conv1d", "ConvTranspose1d", "BatchNorm1d", "InstanceNorm1d", "GroupNorm", "MaxPool1d", "AvgPool1d",
-        "AdaptiveAvgPool1d", "AdaptiveMaxPool1d", "LPPool1d", "Dropout1d", 
+        "AdaptiveAvgPool1d", "AdaptiveMaxPool1d", "LPPool1d", "Dropout1d",
     )
 )  # fmt: skip
 """What torch defines on dimension 1."""

@@ -31,10 +31,13 @@ def windows(at: Building, node: onnx.NodeProto, given: dict[str, Any], kernel: l
     return strides, dilations, less + more if kind == "SAME_UPPER" else more + less
 
 
-def padded(at: Building, x: Any, pads: list[int], value: float = 0.0) -> tuple[Any, list[int]]:
-    """`x` and the symmetric padding that is left to do: a border that is not symmetric is put on first."""
+def padded(
+    at: Building, x: Any, pads: list[int], value: float = 0.0, most: list[int] | None = None
+) -> tuple[Any, list[int]]:
+    """`x` and the symmetric padding that is left to do: a border that is not symmetric, or wider than `most`, is put on
+    first."""
     half = len(pads) // 2
-    if pads[:half] == pads[half:]:
+    if pads[:half] == pads[half:] and all(pad <= top for pad, top in zip(pads, most or pads[:half], strict=False)):
         return x, pads[:half]
     ordered = [pads[place + side] for place in reversed(range(half)) for side in (0, half)]
     return at.call(functional.pad, x, ordered, mode="constant", value=value), [0] * half
@@ -74,6 +77,8 @@ def conv_transpose(at: Building, node: onnx.NodeProto, given: dict[str, Any]) ->
     sizes = zip(at.shape(node.input[0])[2:], at.shape(node.output[0])[2:], strides, strict=True)
     spans = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilations, kernel, pads, strict=False)]
     extra = [after - (before - 1) * s - span for (before, after, s), span in zip(sizes, spans, strict=True)]
+    if any(not 0 <= more < max(s, d) for more, s, d in zip(extra, strides, dilations, strict=True)):
+        raise at.refuse(node, "an output that is at most a stride larger than what the windows reach, and no smaller")
     groups, biased = given.get("group", 1), len(node.input) > 2 and bool(node.input[2])
     layer = kinds[rank](
         weight.shape[0], weight.shape[1] * groups, tuple(kernel), tuple(strides), tuple(pads[:rank]), tuple(extra),
@@ -146,11 +151,12 @@ def pool(at: Building, node: onnx.NodeProto, given: dict[str, Any]) -> Any:
     if rank > 3 or any(node.output[1:]):
         raise at.refuse(node, "one to three axes, and one output")
     strides, dilations, pads = windows(at, node, given, kernel)
-    even = pads[:rank] == pads[rank:]
+    half = [(dilation * (k - 1) + 1) // 2 for dilation, k in zip(dilations, kernel, strict=True)]  # torch takes no more
+    even = pads[:rank] == pads[rank:] and all(pad <= top for pad, top in zip(pads, half, strict=False))
     counted = bool(given.get("count_include_pad", 0))
     if (not largest and not even and not counted) or (not largest and set(dilations) != {1}):
-        raise at.refuse(node, "a symmetric border, and windows without gaps")
-    x, rest = padded(at, at.value(node.input[0]), pads, float("-inf") if largest else 0.0)
+        raise at.refuse(node, "a symmetric border of at most half a window, and windows without gaps")
+    x, rest = padded(at, at.value(node.input[0]), pads, float("-inf") if largest else 0.0, half)
     ceil = bool(given.get("ceil_mode", 0))
     sizes: Any = (tuple(kernel), tuple(strides), tuple(rest))
     if largest:

@@ -111,6 +111,11 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
          make("GlobalMaxPool", ["b"], ["y"])],
         {},
     ),
+    "pools with wide borders": (
+        [make("MaxPool", ["x"], ["a"], kernel_shape=[3, 3], pads=[2, 1, 2, 1]),
+         make("AveragePool", ["a"], ["y"], kernel_shape=[2, 3], pads=[1, 2, 1, 2], count_include_pad=1)],
+        {},
+    ),
     "resize nearest": (
         [make("Resize", ["x", "", "s"], ["y"], mode="nearest", coordinate_transformation_mode="asymmetric",
               nearest_mode="floor")],
@@ -169,12 +174,17 @@ def test_several_inputs_and_outputs(tmp_path: Path):
         ([make("Resize", ["x", "roi", "s"], ["y"], "small", mode="nearest")], r"Resize 'small'"),
         ([make("ReduceMean", ["x"], ["y"], "all", axes=[0])], r"ReduceMean 'all'"),
         ([make("RandomNormalLike", ["x"], ["y"], "noise")], r"RandomNormalLike 'noise'"),
+        (
+            [make("ConvTranspose", ["x", "w"], ["y"], "up", strides=[2, 2], output_shape=[16, 16])],
+            r"ConvTranspose 'up'.*no smaller",
+        ),
     ],
 )
 def test_what_cannot_be_taken_over_is_named(tmp_path: Path, nodes: list[Any], words: str):
     part = numpy_helper.from_array(np.array([1, 1, 0.75, 0.75], np.float32), "s")
     none = numpy_helper.from_array(np.zeros(0, np.float32), "roi")
-    path = samples.save(tmp_path / "a.onnx", nodes, [part, none], ["n", 4, 8, 8], ["y"], opset=12)
+    weight = numpy_helper.from_array(np.ones((4, 2, 3, 3), np.float32), "w")
+    path = samples.save(tmp_path / "a.onnx", nodes, [part, none, weight], ["n", 4, 8, 8], ["y"], opset=12)
     with pytest.raises(SourceError, match=words):
         rebuilt(path, (4, 8, 8))
 
