@@ -68,7 +68,8 @@ class _Factors:
     """
 
     def __init__(self, attention: DenseAttention, reader: nn.Linear) -> None:
-        self.shared, self.fixed = attention.shared, attention.fixed is not None
+        self.shared = attention.shared
+        self.fixed = attention.fixed is not None or attention.cap is not None  # a cap feels the keys' bias
         self.together = attention.normed_together
         self.heads = len(attention.scale) // self.shared
         self.scale = attention.scale.double().cpu()

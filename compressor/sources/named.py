@@ -120,13 +120,13 @@ def image_folder(
     if not inner:
         return _one_folder(folder, transform, limit, classes)[0]
     sets: dict[str, Subset[Any]] = {}
-    classes: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, path in inner.items():
-        sets[name], classes[name] = _one_folder(path, transform, limit, classes)
-    if any(names != next(iter(classes.values())) for names in classes.values()):
+        sets[name], found[name] = _one_folder(path, transform, limit, classes)
+    if any(names != next(iter(found.values())) for names in found.values()):
         raise DataError(
             f"data 'imagefolder:{folder}'",
-            f"different class folders in {', '.join(classes)}",
+            f"different class folders in {', '.join(found)}",
             "the same classes in each, as labels are numbered by them",
             "remove empty or foreign folders.",
         )
