@@ -8,6 +8,7 @@ import torch
 
 from compressor.errors import DataError, SourceError, UsageError
 from compressor.sources.data import data_of, load_data
+from compressor.sources.named import image_folder
 from compressor.sources.samples import as_samples, shared
 from compressor.sources.splits import complete, refuse_labels, split_by_content
 
@@ -269,6 +270,11 @@ def test_image_folder(tmp_path: Path):
     data = load_data("imagefolder:split", base=tmp_path, transform=mean)
     assert data.described["samples"] == {"train": 16, "calibrate": 3, "tune": 1, "judge": 12}
     assert data.judge[0][0].shape == (1,)
+    for place in ("flat", "split"):
+        parts = image_folder(tmp_path / place, mean, classes={"dog": 0, "cat": 1})
+        for part in parts.values() if isinstance(parts, dict) else [parts]:
+            half = len(part) // 2
+            assert [part[at][1] for at in range(len(part))] == [1] * half + [0] * half
     (tmp_path / "split" / "val" / "cat" / "0.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(DataError, match="can be read"):
         load_data("imagefolder:split?size=16", base=tmp_path)
