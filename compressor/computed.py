@@ -33,6 +33,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 _PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 _WRITERS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 """Hooks of torch that compute a weight before the forward pass."""
+_OF_MODULES = ("_parameters", "_buffers", "_modules")
 SAME = 1e-9
 """Largest difference of a layer's outputs in double precision, relative to the largest, that counts as rounding."""
 BEYOND = (3, 6)
@@ -40,14 +41,25 @@ BEYOND = (3, 6)
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A copy, also where hooks of torch have left the weights that they computed in a graph, which `copy.deepcopy`
-    refuses. Raises RuntimeError where other tensors are part of one."""
-    left: dict[int, Any] = {}
+    """A copy, also where hooks of torch have left the weights that they computed in a graph, or a module keeps tensors
+    of a graph in a dict (a cache), which `copy.deepcopy` refuses. Raises RuntimeError where others are part of one.
+    """
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in _left_in_graphs(model)})
+
+
+def left_in_graphs(model: nn.Module) -> bool:
+    """True if `copy_of` makes a copy where `copy.deepcopy` makes none."""
+    return bool(_left_in_graphs(model))
+
+
+def _left_in_graphs(model: nn.Module) -> list[Tensor]:
+    held: list[Any] = []
     for name, module in model.named_modules():
-        if kept_by_hook(model, name):
-            held = (value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf)
-            left |= {id(value): value.detach().clone() for value in held}
-    return copy.deepcopy(model, left)
+        own = vars(module)
+        held += own.values() if kept_by_hook(model, name) else []
+        for place, value in own.items():
+            held += value.values() if isinstance(value, dict) and place not in _OF_MODULES else []
+    return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
 
 
 def kept_by_hook(model: nn.Module, name: str) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from compressor.candidates import timed
 from compressor.clock import missed
-from compressor.computed import copy_of
+from compressor.computed import copy_of, left_in_graphs
 from compressor.judgement import finished, judge_candidates, judge_plain, nearness
 from compressor.options import Options
 from compressor.outcome import Outcome
@@ -101,7 +101,8 @@ def _lossy(start: Start) -> Outcome:
 def _exact(start: Start) -> Outcome:
     """Remove what is certified, and compare the outputs themselves."""
     graph, data, report = start.graph, start.data, start.report
-    model = opened_model(start.model, data.calibrate)
+    given = copied(start.model) if left_in_graphs(start.model) else start.model
+    model = opened_model(given, data.calibrate)
     samples = some(data.calibrate, 256)
     inputs, _ = samples.batch(torch.arange(len(samples)))
     with timed(start.seconds, "exact"):
@@ -136,8 +137,8 @@ def _exact(start: Start) -> Outcome:
         # copies: a network may count, or store, what it is shown
         before = outputs_of(start.answers or copied(model), judge)
         after = outputs_of(copied(small), judge, check=False)
-        given = start.answers is not None and before.dtype.itemsize > 2
-        outcome.verdict = judging.judge_outputs(before, after, judging.FILE_TOLERANCE if given else None)
+        file = start.answers is not None and before.dtype.itemsize > 2
+        outcome.verdict = judging.judge_outputs(before, after, judging.FILE_TOLERANCE if file else None)
         outcome.fidelity = nearness(before, after, start)
         outcome.judged_on = before
     return outcome

@@ -111,6 +111,7 @@ def test_hooks_that_compute_a_weight_are_worked_on(hook: str, tmp_path: Path) ->
     model, x = make(), torch.randn(60, 6, generator=torch.Generator().manual_seed(1))
     model(x).sum().backward()  # as after training: the weight that the hook left is part of a graph
     labels, before = model.eval()(x).argmax(1), model(x).detach()
+    assert compressor.compress(model, x, exact=True, device="cpu").verdict.value == "passed"
     result = compressor.compress(model, (x, labels), keep="params=0.5", align=1, device="cpu", max_drop=50)
     assert torch.equal(model(x), before)
     result.save(tmp_path / "out", onnx=False)
@@ -154,3 +155,27 @@ def test_timm_layers_that_pad_to_the_same_size_become_theirs_with_plain_weights(
     x = torch.randn(2, 3, 9, 10)
     with torch.no_grad():
         assert torch.allclose(made_plain(model, {"0": "Conv2dSame"})(x), model(x), atol=1e-5)
+
+
+class Caching(nn.Module):
+    """Keeps what it made of its parameters, as LeViT does in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shift, self.last = nn.Linear(6, 16), nn.Parameter(torch.randn(16)), nn.Linear(16, 4)
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "shift" not in self.cache:
+            self.cache["shift"] = self.shift * 2
+        return self.last(F.relu(self.first(x)) + self.cache["shift"])
+
+
+def test_a_network_that_cached_a_tensor_of_a_graph_is_worked_on() -> None:
+    torch.manual_seed(0)
+    model, x = Caching().eval(), torch.randn(60, 6)
+    model(x).sum().backward()
+    before = model(x).detach()
+    result = compressor.compress(model, (x, before.argmax(1)), exact=True, device="cpu")
+    assert torch.allclose(result.model(x), before, atol=1e-5)
+    assert not model.cache["shift"].is_leaf
