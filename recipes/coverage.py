@@ -59,6 +59,7 @@ TIMM = {
     "hrnet_w18_small": 32, "selecsls42": 32, "ese_vovnet19b_dw": 32, "cspdarknet53": 32, "poolformer_s12": 32,
     "edgenext_xx_small": 64, "mobilevit_xxs": 64, "inception_next_atto": 64, "starnet_s1": 32, "nf_regnet_b0": 32,
     "res2net50_26w_4s": 32, "efficientformer_l1": 224, "levit_128s": 224,
+    "nfnet_l0": 32, "resnetv2_50x1_bit": 32,
 }  # fmt: skip
 TRANSFORMERS_OF_TIMM = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224", "gmlp_ti16_224",
                         "resmlp_12_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "swin_tiny_patch4_window7_224",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.attention.known import attention_names, dense_form, plain_again, reader_of
 from compressor.attention.timm_form import TimmAttention
 from compressor.surgery.exact import exact_compress, moved
-from compressor.units.dense import in_dense_form
+from compressor.units.dense import given_form, in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
@@ -202,7 +202,7 @@ def test_untouched_attention_goes_back_into_its_class_in(name: str) -> None:
         for parameter in attention.q.parameters():
             parameter.mul_(2)
         attention.k.weight.mul_(0.5)
-    back = plain_again(copy.deepcopy(opened), lean)
+    back = given_form(copy.deepcopy(opened), lean)
     assert [type(m) for m in back.modules()] == [type(m) for m in lean.modules()]
     torch.testing.assert_close(called(back, inputs), called(lean, inputs), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(called(opened, inputs), called(lean, inputs), rtol=1e-10, atol=1e-10)
