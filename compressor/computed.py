@@ -54,18 +54,17 @@ def left_in_graphs(model: nn.Module) -> bool:
 
 def _left_in_graphs(model: nn.Module) -> list[Tensor]:
     held: list[Any] = []
-    for name, module in model.named_modules():
+    for module in model.modules():
         own = vars(module)
-        held += own.values() if kept_by_hook(model, name) else []
+        held += own.values() if kept_by_hook(module) else []
         for place, value in own.items():
             held += value.values() if isinstance(value, dict) and place not in _OF_MODULES else []
     return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
 
 
-def kept_by_hook(model: nn.Module, name: str) -> bool:
+def kept_by_hook(module: nn.Module) -> bool:
     """True if a hook of torch (weight norm, spectral norm, pruning) writes a weight of this module at every call."""
-    hooks = model.get_submodule(name)._forward_pre_hooks.values()
-    return any(isinstance(hook, _WRITERS) for hook in hooks)
+    return any(isinstance(hook, _WRITERS) for hook in module._forward_pre_hooks.values())
 
 
 def computed_layers(model: nn.Module) -> dict[str, Kind]:
@@ -95,32 +94,30 @@ def made_plain(model: nn.Module, layers: Mapping[str, str]) -> nn.Module:
         module = model.get_submodule(name)
         if _base(module) is None or kind not in KINDS:
             raise ValueError(f"'{name}' is no layer that computes its weight")
-        _put(model, name, plain_layer(module, kind))
+        model.set_submodule(name, plain_layer(module, kind))
     return model
 
 
 def computed_again(small: nn.Module, original: nn.Module) -> nn.Module:
     """`small` (changed in place) with the layers that compute their weights in `original` and still have them, bit by
     bit, in that class again."""
-    modules = dict(small.named_modules())
-    for name, given in original.named_modules():
-        layer = modules.get(name)
-        if layer is None or type(layer) is type(given) or not _plain(layer) or _base(given) is None:
-            continue
-        kind = _kind(given)
-        own = None if kind is None else plain_layer(given, kind).state_dict()
-        new = layer.state_dict()
-        if (
-            own is not None
-            and own.keys() == new.keys()
-            and all(torch.equal(own[key].to(new[key]), new[key]) for key in own)
-        ):
-            _put(small, name, copy_of(given).to(next(layer.parameters()).device).train(layer.training))
+    for name, kind in _plain_in(small, original).items():
+        given, layer = original.get_submodule(name), small.get_submodule(name)
+        own, new = plain_layer(given, kind).state_dict(), layer.state_dict()
+        if own.keys() == new.keys() and all(torch.equal(own[key].to(new[key]), new[key]) for key in own):
+            small.set_submodule(name, copy_of(given).to(next(layer.parameters()).device).train(layer.training))
     return small
 
 
 def plain_names(original: nn.Module, small: nn.Module) -> dict[str, Kind]:
-    """Name -> kind of the layers that are plain in `small` and of a class that computes its weight in `original`."""
+    """Name -> kind of the layers that compute their weight in `original` and are plain in `small`, or that are not
+    there any more: parts of attention whose dense form was made of plain ones."""
+    there = dict(small.named_modules())
+    gone: dict[str, Kind] = {name: kind for name, kind in computed_layers(original).items() if name not in there}
+    return _plain_in(small, original) | gone
+
+
+def _plain_in(small: nn.Module, original: nn.Module) -> dict[str, Kind]:
     given = dict(original.named_modules())
     return {
         name: cast(Kind, type(module).__name__)
@@ -248,8 +245,3 @@ class _Listener(TorchFunctionMode):
             bias = args[2] if len(args) > 2 else kwargs.get("bias")
             self.calls.append((weight, bias))
         return func(*args, **kwargs)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module)

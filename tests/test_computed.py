@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import compressor
+from compressor.attention.dense import DenseAttention
 from compressor.computed import computed_again, computed_layers, made_plain
 from compressor.export.bundle import load_bundle, save_bundle
 from compressor.units.check import checked
@@ -179,3 +180,44 @@ def test_a_network_that_cached_a_tensor_of_a_graph_is_worked_on() -> None:
     result = compressor.compress(model, (x, before.argmax(1)), exact=True, device="cpu")
     assert torch.allclose(result.model(x), before, atol=1e-5)
     assert not model.cache["shift"].is_leaf
+
+
+class Mixing(nn.Module):
+    """Attention by hand whose layers compute their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 2
+        self.qkv = parametrizations.weight_norm(nn.Linear(8, 24))
+        self.out = parametrizations.weight_norm(nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(2, 0).transpose(2, 3)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Text(nn.Module):
+    """A block of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mixing, self.head = nn.Linear(5, 8), Mixing(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.mixing(x)).mean(1))
+
+
+def test_attention_whose_layers_compute_their_weights_is_saved_and_loaded(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return Text().eval()
+
+    model, x = make(), torch.randn(80, 7, 5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    result = compressor.compress(model, (x, labels), keep="params=0.7", align=1, device="cpu", max_drop=50)
+    assert isinstance(result.model.get_submodule("mixing"), DenseAttention)
+    result.save(tmp_path / "out", onnx=False)
+    with torch.no_grad():
+        assert torch.equal(compressor.load(tmp_path / "out", factory=make)(x), result.model(x))

@@ -207,10 +207,9 @@ def copied(model: nn.Module) -> nn.Module:
         made = copy_of(model).eval()
     except RuntimeError as error:
         raise _not_copied(model, first_line(error)) from error
-    made_plain(made, {name: kind for name, kind in computed_layers(made).items() if kept_by_hook(made, name)})
-    left = next(
-        (name for name, _ in made.named_modules() if kept_by_hook(model, name) and kept_by_hook(made, name)), None
-    )
+    layers = computed_layers(made).items()
+    made_plain(made, {name: kind for name, kind in layers if kept_by_hook(made.get_submodule(name))})
+    left = next((name for name, module in made.named_modules() if kept_by_hook(module)), None)
     if left is not None:
         raise _not_copied(model, f"a weight of '{left}' that a hook computes")
     return made
