@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from planted_attention import lively
 from torch import Tensor, nn
+
+from compressor.export.bundle import load_bundle, save_bundle
+from compressor.export.onnx import export_onnx
+from compressor.surgery.exact import exact_compress
+from compressor.units.dense import given_form, in_dense_form
+from compressor.units.heads import attentions
+from compressor.units.trace import trace
 
 Build = Callable[[Any], nn.Module]
 Inputs = dict[str, Tensor]
@@ -136,3 +144,19 @@ SPEAKING = ("Bloom", "Mpt", "GPTNeo", "Gemma2", "RoFormer")
 """Those that say what comes next, with a cache."""
 ROUNDED: dict[str, float] = dict.fromkeys(("Bloom", "Mpt", "GPTNeo", "Gemma2", "ModernBert"), 1e-6)
 """Those that compute parts in float32 whatever their precision, and how close two of them come."""
+
+
+def exported_and_loaded(build: Callable[[str, torch.dtype], nn.Module], kind: str, folder: Path) -> None:
+    """An exact result of a network with a head to spare everywhere: its bundle and its ONNX file answer as it does."""
+    wide, inputs = build(kind, torch.float32), inputs_of(kind, 24, torch.float32)
+    opened = in_dense_form(wide, inputs)
+    small, _ = exact_compress(opened, trace(opened, inputs), inputs, effort=0.0)
+    save_bundle(folder, given_form(small, wide), wide, {"kind": "object"})
+    loaded = load_bundle(folder, factory=lambda: build(kind, torch.float32)).eval()
+    assert [len(a.scale) // a.shared for a in attentions(loaded).values()] == [
+        len(a.scale) // a.shared - 1 for a in attentions(opened).values()
+    ]
+    gap = (answer(loaded, inputs) - answer(wide, inputs)).abs().max()
+    assert float(gap) < 1e-4 * float(answer(wide, inputs).abs().max())
+    made = export_onnx(loaded, inputs, folder / "model.onnx")
+    assert (made.parity.holds, made.parity.signal) == (True, True)

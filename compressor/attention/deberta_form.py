@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales, swapped
+from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, plain_parts, scales, swapped
 from compressor.attention.lines import computes_as
 
 POSITIONS = "query and key dimensions with relative positions"
@@ -50,10 +50,10 @@ class DebertaAttention(DenseAttention):
             kind, "deberta_v2", "DisentangledSelfAttention"
         ):
             return None
-        parts: list[Any] = [module.get_submodule(name) for name in LAYERS]
-        parts += [layer for layer in (getattr(module, name, None) for name in OF_POSITIONS) if layer is not None]
-        if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):
-            return f"attention heads ({kind.__name__} with layers of another kind)"
+        own = [name for name in OF_POSITIONS if getattr(module, name, None) is not None]
+        parts = plain_parts(module, [*LAYERS, *own])
+        if isinstance(parts, str):
+            return parts
         terms = 1 + sum(word in module.pos_att_type for word in ("c2p", "p2c"))
         size = torch.tensor(module.attention_head_size, dtype=torch.float) * terms  # rounded as the class rounds it
         scale = scales(1 / float(torch.sqrt(size)), module.num_attention_heads, parts[0].weight)
@@ -62,8 +62,7 @@ class DebertaAttention(DenseAttention):
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        for name, layer in zip(LAYERS, (self.q, self.k, self.v), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
+        self.fill_layers(plain, LAYERS)
         for name in self.beside:
             copy_numbers(getattr(self, name), plain.get_submodule(name))  # type: ignore[arg-type]
 

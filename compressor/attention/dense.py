@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -123,6 +124,11 @@ class DenseAttention(nn.Module):
         """Write the numbers into a module of the original's class, which has the same widths."""
         raise NotImplementedError
 
+    def fill_layers(self, plain: nn.Module, names: Sequence[str]) -> None:
+        """Write the numbers of query, key, value and, with four names, output into layers of these names."""
+        for name, layer in zip(names, (self.q, self.k, self.v, self.out), strict=False):
+            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
+
     def extra_repr(self) -> str:
         """Heads and dimensions, for people."""
         heads = len(self.scale)
@@ -164,6 +170,16 @@ def copy_numbers(source: nn.Linear | None, target: nn.Linear) -> None:
             target.bias = nn.Parameter(source.bias.detach().clone())
         elif source.bias is not None:
             target.bias.copy_(source.bias)
+
+
+def plain_parts(module: nn.Module, names: Sequence[str], *others: nn.Module) -> list[Any] | str:
+    """Its layers by these names; why its attention is not taken, where one is no `nn.Linear` or something listens to
+    them, to the module or to the `others` in it.
+    """
+    parts: list[Any] = [module.get_submodule(name) for name in names]
+    if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts, *others):
+        return f"attention heads ({type(module).__name__} with layers of another kind)"
+    return parts
 
 
 def hooked(*modules: nn.Module) -> bool:

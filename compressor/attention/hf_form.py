@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
+from compressor.attention.dense import DenseAttention, copied, hooked, scales, term_and_hearing
 from compressor.attention.lines import computes_as
 from compressor.attention.streams import CACHE, ELSEWHERE, keys_and_values, takes
 from compressor.errors import ModelError
@@ -113,10 +113,7 @@ class HFAttention(DenseAttention):
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        for name, layer in zip(self.names, (self.q, self.k, self.v), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
-        if self.out_name is not None:
-            copy_numbers(self.out, plain.get_submodule(self.out_name))  # type: ignore[arg-type]
+        self.fill_layers(plain, self.names if self.out_name is None else (*self.names, self.out_name))
         if self.norm is not None:
             plain.get_submodule("LayerNorm").load_state_dict(self.norm.state_dict())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales
+from compressor.attention.dense import DenseAttention, copied, hooked, scales
 from compressor.attention.lines import computes_as
 from compressor.attention.windows import Positions, WindowAttention
 
@@ -39,8 +39,7 @@ class HFSwin2Attention(WindowAttention):
 
     def fill(self, plain: Any) -> None:
         """Into a module of that class."""
-        for name, layer in zip(LAYERS, (self.q, self.k, self.v), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))
+        self.fill_layers(plain, LAYERS)
         assert self.cpb_mlp is not None
         assert self.logit_scale is not None
         plain.get_submodule(BIASES).load_state_dict(self.cpb_mlp.state_dict())

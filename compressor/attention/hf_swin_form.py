@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales
+from compressor.attention.dense import DenseAttention, copied, plain_parts, scales
 from compressor.attention.lines import computes_as
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -28,17 +28,16 @@ class HFSwinAttention(DenseAttention):
         kind = type(module)
         if not computes_as(kind, "swin", "SwinAttention") or not hasattr(module, "relative_position_bias"):
             return None
-        parts: list[Any] = [getattr(module, name, None) for name in LAYERS]
-        if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts, module.relative_position_bias):
-            return f"attention heads ({kind.__name__} with layers of another kind)"
+        parts = plain_parts(module, LAYERS, module.relative_position_bias)
+        if isinstance(parts, str):
+            return parts
         scale = scales(float(module.scaling), module.num_attention_heads, parts[0].weight)
         biases = copy.deepcopy(module.relative_position_bias)
         return cls(*(copied(part) for part in parts), scale, biases=biases, dropout=float(module.attention_dropout))
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        for name, layer in zip(LAYERS, (self.q, self.k, self.v, self.out), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
+        self.fill_layers(plain, LAYERS)
         plain.get_submodule("relative_position_bias").load_state_dict(self.relative_position_bias.state_dict())
 
     def per_head(self) -> Tensor:

@@ -50,11 +50,10 @@ def rewritten(model: nn.Module, names: list[str]) -> nn.Module:
     Raises ValueError or AttributeError where one has none.
     """
     for name in names:
-        owner, _, leaf = name.rpartition(".")
         form = dense_form(model.get_submodule(name))
         if not isinstance(form, DenseAttention):
             raise ValueError(f"'{name}' is no attention that has a dense form")
-        setattr(model.get_submodule(owner), leaf, form)
+        model.set_submodule(name, form)
     return model
 
 
@@ -87,8 +86,7 @@ def plain_again(small: nn.Module, original: nn.Module) -> nn.Module:
         state, own = dense.state_dict(), form.to(dense.scale).state_dict()
         if state.keys() != own.keys() or not all(torch.equal(state[key], own[key]) for key in own):
             dense.fill(plain)
-        owner, _, leaf = name.rpartition(".")
-        setattr(small.get_submodule(owner), leaf, plain.train(dense.training))
+        small.set_submodule(name, plain.train(dense.training))
     return transposed_again(small, original)
 
 

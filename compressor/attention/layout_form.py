@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
+from compressor.attention.dense import DenseAttention, additive, copied, plain_parts, scales
 from compressor.attention.lines import computes_as
 
 LAYERS = ("query", "key", "value")
@@ -34,16 +34,15 @@ class LayoutAttention(DenseAttention):
         kind = type(module)
         if not computes_as(kind, "layoutlmv3", "LayoutLMv3SelfAttention"):
             return None
-        parts: list[Any] = [module.get_submodule(name) for name in LAYERS]
-        if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):
-            return f"attention heads ({kind.__name__} with layers of another kind)"
+        parts = plain_parts(module, LAYERS)
+        if isinstance(parts, str):
+            return parts
         scale = scales(module.attention_head_size**-0.5, module.num_attention_heads, parts[0].weight)
         return cls(*(copied(part) for part in parts), None, scale, module=module, dropout=float(module.dropout.p))
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        for name, layer in zip(LAYERS, (self.q, self.k, self.v), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
+        self.fill_layers(plain, LAYERS)
 
     def per_head(self) -> Tensor | None:
         """(H, 1) which biases a head has, if it has any."""

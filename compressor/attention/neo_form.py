@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
+from compressor.attention.dense import DenseAttention, additive, copied, plain_parts, scales
 from compressor.attention.lines import computes_as
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -31,16 +31,15 @@ class NeoAttention(DenseAttention):
         kind = type(module)
         if not computes_as(kind, "gpt_neo", "GPTNeoSelfAttention"):
             return None
-        parts: list[Any] = [module.get_submodule(name) for name in LAYERS]
-        if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):
-            return f"attention heads ({kind.__name__} with layers of another kind)"
+        parts = plain_parts(module, LAYERS)
+        if isinstance(parts, str):
+            return parts
         scale = scales(1.0, module.num_heads, parts[0].weight)
         return cls(*(copied(part) for part in parts), scale, module=module, dropout=float(module.attn_dropout.p))
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        for name, layer in zip(LAYERS, (self.q, self.k, self.v, self.out), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
+        self.fill_layers(plain, LAYERS)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, layer_past: Any = None, **_others: Any

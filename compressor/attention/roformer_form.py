@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.attention.decoder_form import ROTARY
-from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
+from compressor.attention.dense import DenseAttention, additive, copied, plain_parts, scales
 from compressor.attention.lines import computes_as
 from compressor.attention.streams import keys_and_values
 
@@ -37,9 +37,9 @@ class RoFormerAttention(DenseAttention):
         kind = type(module)
         if not computes_as(kind, "roformer", "RoFormerSelfAttention"):
             return None
-        parts: list[Any] = [module.get_submodule(name) for name in LAYERS]
-        if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):
-            return f"attention heads ({kind.__name__} with layers of another kind)"
+        parts = plain_parts(module, LAYERS)
+        if isinstance(parts, str):
+            return parts
         if module.rotary_value:
             return f"attention heads ({kind.__name__} with values turned by their positions)"
         scale = scales(module.attention_head_size**-0.5, module.num_attention_heads, parts[0].weight)
@@ -47,8 +47,7 @@ class RoFormerAttention(DenseAttention):
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        for name, layer in zip(LAYERS, (self.q, self.k, self.v), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
+        self.fill_layers(plain, LAYERS)
 
     def forward(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
+from compressor.attention.dense import DenseAttention, copied, plain_parts, scales, term_and_hearing
 from compressor.attention.lines import computes_as
 from compressor.attention.streams import keys_and_values
 from compressor.errors import ModelError
@@ -42,9 +42,9 @@ class T5Attention(DenseAttention):
         kind = type(module)
         if not computes_as(kind, "t5", "T5Attention"):
             return None
-        parts: list[Any] = [module.get_submodule(name) for name in LAYERS]
-        if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):
-            return f"attention heads ({kind.__name__} with layers of another kind)"
+        parts = plain_parts(module, LAYERS)
+        if isinstance(parts, str):
+            return parts
         if getattr(getattr(module, "config", None), "_attn_implementation", "sdpa") not in ("sdpa", "eager"):
             return f"attention heads ({kind.__name__} with an implementation of its own)"
         scale = scales(float(getattr(module, "scaling", 1.0)), module.n_heads, parts[0].weight)
@@ -52,8 +52,7 @@ class T5Attention(DenseAttention):
 
     def fill(self, plain: nn.Module) -> None:
         """Into a module of that class."""
-        for name, layer in zip(LAYERS, (self.q, self.k, self.v, self.out), strict=True):
-            copy_numbers(layer, plain.get_submodule(name))  # type: ignore[arg-type]
+        self.fill_layers(plain, LAYERS)
         if self.relative_attention_bias is not None:
             plain.get_submodule("relative_attention_bias").load_state_dict(self.relative_attention_bias.state_dict())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from compressor.attention.dense import hooked, linear
@@ -29,7 +28,7 @@ def straightened(model: nn.Module) -> nn.Module:
         return model  # one that is used under two names would be two
     made = copy.deepcopy(model)
     for name in names:
-        _put(made, name, upright(made.get_submodule(name)).train(made.get_submodule(name).training))
+        made.set_submodule(name, upright(made.get_submodule(name)).train(made.get_submodule(name).training))
     return made
 
 
@@ -39,7 +38,7 @@ def transposed_again(small: nn.Module, original: nn.Module) -> nn.Module:
     for name, given in original.named_modules():
         layer = modules.get(name)
         if is_transposed(given) and type(layer) is nn.Linear:
-            _put(small, name, _laid_down(layer, given))
+            small.set_submodule(name, _laid_down(layer, given))
     return small
 
 
@@ -51,9 +50,3 @@ def _laid_down(layer: nn.Linear, given: Any) -> nn.Module:
     made.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
     made.nx, made.nf = weight.shape
     return made.train(layer.training)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    with torch.no_grad():
-        setattr(model.get_submodule(owner), leaf, module)

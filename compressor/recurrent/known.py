@@ -55,7 +55,7 @@ def _layer(module: Any, ending: str) -> Layer:
 def unrolled(model: nn.Module, names: Sequence[str]) -> nn.Module:
     """`model` (changed in place) with these recurrent layers unrolled."""
     for name in names:
-        _put(model, name, unrolled_form(_given(model, name)))
+        model.set_submodule(name, unrolled_form(_given(model, name)))
     return model
 
 
@@ -67,7 +67,8 @@ def rolled_again(small: nn.Module, original: nn.Module) -> nn.Module:
         if isinstance(module, Unrolled):
             again = _again(module, _given(original, name))
             inside = isinstance(small.get_submodule(name.rpartition(".")[0]), OneWay)
-            _put(small, name, again.get_submodule("layers.0.inner") if inside and isinstance(again, Rolled) else again)
+            again = again.get_submodule("layers.0.inner") if inside and isinstance(again, Rolled) else again
+            small.set_submodule(name, again)
     return small
 
 
@@ -101,7 +102,7 @@ def with_rolled(original: nn.Module, names: Sequence[str]) -> nn.Module:
     for name in names:
         if name not in known:
             raise ValueError(f"'{name}' is no recurrent layer that can be narrower")
-        _put(made, name, rolled(unrolled_form(_given(made, name))))
+        made.set_submodule(name, rolled(unrolled_form(_given(made, name))))
     return made
 
 
@@ -110,8 +111,3 @@ def _given(model: nn.Module, name: str) -> nn.RNNBase:
     if not isinstance(module, nn.RNNBase):
         raise ValueError(f"'{name}' is no recurrent layer")
     return module
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module)

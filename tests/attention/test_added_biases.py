@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from attention_nets import ONE_STREAM, ROUNDED, SPEAKING, answer, inputs_of, network
+from attention_nets import ONE_STREAM, ROUNDED, SPEAKING, answer, exported_and_loaded, inputs_of, network
 from planted_attention import plant, plant_shared
 from torch import Tensor, nn
 
 from compressor.attention.known import attention_names, plain_again, reader_of
-from compressor.export.bundle import load_bundle, save_bundle
-from compressor.export.onnx import export_onnx
 from compressor.surgery.exact import exact_compress
 from compressor.units.check import checked
 from compressor.units.cut import cut
-from compressor.units.dense import given_form, in_dense_form
+from compressor.units.dense import in_dense_form
 from compressor.units.heads import attentions
 from compressor.units.trace import trace
 
@@ -129,15 +127,4 @@ def test_heads_that_only_their_biases_tell_apart_stay(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ONE_STREAM)
 def test_an_exact_result_is_exported_and_loaded(kind: str, tmp_path: Path) -> None:
-    wide, inputs = surplus(kind, torch.float32), inputs_of(kind, 24, torch.float32)
-    opened = in_dense_form(wide, inputs)
-    small, _ = exact_compress(opened, trace(opened, inputs), inputs, effort=0.0)
-    save_bundle(tmp_path, given_form(small, wide), wide, {"kind": "object"})
-    loaded = load_bundle(tmp_path, factory=lambda: surplus(kind, torch.float32)).eval()
-    assert [len(a.scale) // a.shared for a in attentions(loaded).values()] == [
-        len(a.scale) // a.shared - 1 for a in attentions(opened).values()
-    ]
-    gap = (answer(loaded, inputs) - answer(wide, inputs)).abs().max()
-    assert float(gap) < 1e-4 * float(answer(wide, inputs).abs().max())
-    made = export_onnx(loaded, inputs, tmp_path / "model.onnx")
-    assert (made.parity.holds, made.parity.signal) == (True, True)
+    exported_and_loaded(surplus, kind, tmp_path)
