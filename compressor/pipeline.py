@@ -61,9 +61,9 @@ def compress(
 
 def _other_outputs(model: nn.Module, small: nn.Module, data: Data) -> list[str]:
     """A warning of outputs beside the judged one, and how far they moved: no verdict is about them."""
-    before, after = (copied(on_cpu(network)) for network in (model, small))
+    before, after = on_cpu(model), on_cpu(small)
     if floating(model).itemsize < 4:  # processors do not have every operation in half precision
-        before, after = before.float(), after.float()
+        before, after = copied(before).float(), copied(after).float()
     moved = moved_outputs(before, after, first_inputs(before, data.judge, OTHERS))
     told = ", ".join(f"'{name}' moved by {100 * value:.2g} %" for name, value in moved.items())
     what = "of its spread over inputs (root mean square); only the judged output has a verdict"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from compressor.computed import copy_of
 from compressor.errors import ModelError
 from compressor.observe import (
     CLASSES,
@@ -131,7 +131,7 @@ def in_bases(
 def on_cpu(model: nn.Module) -> nn.Module:
     """The model where proofs are made; itself if it is there."""
     away = any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers()))
-    return copy.deepcopy(model).cpu() if away else model
+    return copy_of(model).cpu() if away else model
 
 
 def first_inputs(model: nn.Module, samples: Samples, count: int = 2) -> Any:

@@ -6,6 +6,7 @@ As one layer again, a group's channels can be followed; with the number of group
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,14 +33,19 @@ class GroupNorm:
 
 def group_norms(measured: Measured) -> list[GroupNorm]:
     """Every group norm of the graph that is written so."""
-    return [made for node in measured.model.graph.node if (made := _Reader(measured, node).found()) is not None]
+    users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in measured.model.graph.node:
+        for name in set(node.input):
+            users[name].append(node)
+    found = (_Reader(measured, node, users).found() for node in measured.model.graph.node)
+    return [made for made in found if made is not None]
 
 
 class _Reader:
     """Looks around one node of the graph."""
 
-    def __init__(self, measured: Measured, node: onnx.NodeProto) -> None:
-        self.measured, self.node = measured, node
+    def __init__(self, measured: Measured, node: onnx.NodeProto, users: Mapping[str, list[onnx.NodeProto]]) -> None:
+        self.measured, self.node, self.users = measured, node, users
 
     def found(self) -> GroupNorm | None:
         """The group norm whose instance norm this node is."""
@@ -83,12 +89,8 @@ class _Reader:
 
     def _reader(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """The node that alone reads what this one makes."""
-        users = defaultdict(list)
-        for other in self.measured.model.graph.node:
-            for name in set(other.input):
-                users[name].append(other)
         ends = {entry.name for entry in self.measured.model.graph.output}
-        found = users[node.output[0]]
+        found = self.users.get(node.output[0], [])
         return found[0] if len(found) == 1 and node.output[0] not in ends else None
 
     def _vector(self, step: onnx.NodeProto, kind: str, read: str, x: str) -> tuple[str, np.ndarray] | None:

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from compressor.computed import PLAIN
 from compressor.units.graph import Axis, Group, Operation, Tap, UnitGraph
 from compressor.units.labels import compact
 from compressor.units.program import Program
 from compressor.units.propagate import Found
 
 Key = tuple[str, int]
-LAYERS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
+LAYERS = tuple(PLAIN.values())
 UNREACHED = "not reached in eval mode"
 
 

@@ -246,6 +246,12 @@ def norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: A
     return [result, *[opaque(o) for o in out[1:]]] if isinstance(out, (tuple, list)) else result
 
 
+def _attach_by_channel(walk: Walk, vector: Parameter, labels: Tensor) -> None:
+    """A vector (C,) acts on each channel of an activation (n, C, ...) on its own."""
+    index = vector.index.reshape([1, -1] + [1] * (labels.dim() - 2))
+    walk.found.attach(Parameter(vector.name, vector.original, None, index, vector.pure), labels)
+
+
 @rule("native_group_norm", "group_norm")
 def group_norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], out: Any) -> Any:
     """Group norm (Wu & He 2018) mixes the channels of each of its groups and no others: a group is one unit."""
@@ -256,7 +262,7 @@ def group_norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], 
         return opaque(out)
     result = Activation(value.labels.expand(first.shape))
     given = [result, *[opaque(o) for o in out[1:]]] if isinstance(out, (tuple, list)) else result
-    channels, places = value.labels.size(1), list(range(2, value.labels.dim()))
+    places = list(range(2, value.labels.dim()))
     if not varies(value.labels, [1, *places]):
         return given
     if groups == 1 or varies(value.labels, places):
@@ -269,9 +275,7 @@ def group_norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], 
     walk.families.unite_pairs(table[:, :1].expand_as(table)[both].numpy(), table[both].numpy())
     for vector in args[1:3] if operation_name(node) == "native_group_norm" else args[2:4]:
         if isinstance(vector, Parameter):
-            shape = [1, channels, *[1] * len(places)]
-            viewed = Parameter(vector.name, vector.original, None, vector.index.reshape(shape), vector.pure)
-            walk.found.attach(viewed, value.labels)
+            _attach_by_channel(walk, vector, value.labels)
         elif isinstance(vector, Activation):
             walk.freeze([value, vector], "weights of a group norm are computed, not parameters")
     return given
@@ -290,8 +294,7 @@ def batch_norm(walk: Walk, node: Node, args: list[Any], kwargs: dict[str, Any], 
     shape = [1, -1] + [1] * (value.labels.dim() - 2)
     for vector in args[1:5]:
         if isinstance(vector, Parameter):
-            viewed = Parameter(vector.name, vector.original, None, vector.index.reshape(shape), vector.pure)
-            walk.found.attach(viewed, value.labels)
+            _attach_by_channel(walk, vector, value.labels)
         elif isinstance(vector, Activation):
             column = Activation(vector.labels.reshape(shape), vector.made, vector.sources)
             _freeze_if_sized(walk, value.labels, column, "batch_norm")

@@ -44,14 +44,11 @@ def moved_outputs(before: nn.Module, after: nn.Module, inputs: Any) -> dict[str,
 
     Only floating outputs of the same shape in both networks; {} where there are none beside the judged one.
     """
-    args, kwargs = call_arguments(inputs)
-    answers = []
-    for network in (before, after):
-        twin = copied(network)
-        with torch.no_grad(), evaluating(twin):
-            answers.append(twin(*args, **kwargs))
-    one, other = (named_outputs(answer) for answer in answers)
-    judged = judged_part(answers[0])[0]
+    answer = _answer(before, inputs)
+    one, judged = named_outputs(answer), judged_part(answer)[0]
+    if len(one) == 1:
+        return {}
+    other = named_outputs(_answer(after, inputs))
     moved: dict[str, float] = {}
     for name, tensor in one.items():
         if name.startswith(CACHE) or tensor.data_ptr() == judged.data_ptr():
@@ -59,6 +56,14 @@ def moved_outputs(before: nn.Module, after: nn.Module, inputs: Any) -> dict[str,
         if name in other and tensor.is_floating_point() and other[name].shape == tensor.shape:
             moved[name] = _moved(tensor.double(), other[name].double())
     return moved
+
+
+def _answer(network: nn.Module, inputs: Any) -> Any:
+    """What a copy answers: a network may count, or store, what it is shown."""
+    twin = copied(network)
+    args, kwargs = call_arguments(inputs)
+    with torch.no_grad(), evaluating(twin):
+        return twin(*args, **kwargs)
 
 
 def _moved(before: Tensor, after: Tensor) -> float:
