@@ -45,7 +45,8 @@ class Claims:
     of: Tensor
     dependent: Tensor
     twin: Tensor
-    """(M,) bool: copies whose weights are equal; these need not have varied at every tap."""
+    """(M,) bool: copies whose weights are equal; these need not have varied at every tap. What they are copies of may
+    itself be a copy, but no twin."""
     certain: Tensor
     """(M,) bool: twins that are known to be wired alike, so that no sample needs to move them."""
     values: list[Tensor] = field(default_factory=list)
@@ -83,16 +84,15 @@ def find_claims(
     own = torch.arange(len(of))
     twin = of != own
     usable = usable & eligible(taps) & ~constant & ~twin
+    # a twin's unit may be claimed as a copy of a third one; the twin does not depend on whether that claim holds
     of = torch.where(twin, of, copies(taps, usable, tolerance))
-    twin &= of[of] == of
-    of = of[of]  # a twin of a copy is a copy
     copy = torch.nonzero(of != own)[:, 0]
     none = torch.tensor([], dtype=torch.long)
     certain = torch.zeros_like(copy, dtype=torch.bool)
     claims = Claims(spots, torch.nonzero(constant)[:, 0], copy, of[copy], none, twin[copy], certain)
     claims.values = [value[claims.constant] for value in values]
     for tap in taps:
-        factor = torch.where(claims.twin & ~tap.active[copy], 1.0, factors(tap, copy, claims.of))
+        factor = torch.where(claims.twin, 1.0, factors(tap, copy, claims.of))
         claims.factor.append(factor)
         shift = tap.mean[copy] - factor * tap.mean[claims.of]
         claims.shift.append(_worthy(shift, tap, copy, tolerance))

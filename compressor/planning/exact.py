@@ -344,16 +344,18 @@ def _fit_rows(group: Group) -> int:
 
 
 def _expansion(claims: Claims, t: int, gone: Tensor) -> tuple[Tensor, Tensor]:
-    """(U, U) and (U,): every unit from units that stay; a copy of a dependent unit goes through it."""
+    """(U, U) and (U,): every unit from units that stay; a copy of a dependent unit and a twin of a copy go through
+    these."""
     units = len(gone)
     full, shift = torch.eye(units, dtype=torch.float64), torch.zeros(units, dtype=torch.float64)
     there = claims.spots[t].present
-    for units_, kind in (
-        (claims.constant, "constant"),
-        (claims.dependent, "dependent"),
-        (claims.copy, "copy"),
+    copied = gone[claims.copy]
+    for units_, chosen, kind in (
+        (claims.constant, gone[claims.constant], "constant"),
+        (claims.dependent, gone[claims.dependent], "dependent"),
+        (claims.copy, copied & ~claims.twin, "copy"),
+        (claims.copy, copied & claims.twin, "copy"),
     ):
-        chosen = gone[units_]
         target = units_[chosen]
         full[target] = 0.0
         if kind == "constant":
@@ -375,8 +377,10 @@ def _findings(name: str, claims: Claims, gone: Tensor, useless: Tensor) -> list[
         if gone[unit]:
             zero = all(float(values[place]) == 0 for values in claims.values)
             found.append(Finding(name, unit, "silent", 0.0, constant=not zero))
-    for unit, of in zip(claims.copy.tolist(), claims.of.tolist(), strict=True):
+    source = dict(zip(claims.copy.tolist(), claims.of.tolist(), strict=True))
+    for unit, of in source.items():
         if gone[unit]:
-            found.append(Finding(name, unit, "repeated", 1.0, of=of))
+            stays = source[of] if of in source and gone[of] else of
+            found.append(Finding(name, unit, "repeated", 1.0, of=stays))
     found += [Finding(name, u, "dependent", 1.0) for u in claims.dependent.tolist() if gone[u]]
     return found

@@ -22,8 +22,10 @@ Place = tuple[str, int]
 """A weight and one of its axes; the keys' weight of an attention is read along both."""
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference relative to the largest output that counts as rounding."""
-CHAOS = 1e-4
-"""A network that makes this much of the rounding of its weights, relative to its outputs, tells nothing of a cut."""
+BLUR = 30
+"""Outputs may differ by this many times what the network makes of the rounding of its weights."""
+MOST = 100
+"""But never by more than this many times what counts as rounding: a network that makes more of it tells nothing."""
 SIGNAL = 1e3
 """A unit has signal if its reach is this many times what counts as rounding."""
 
@@ -71,9 +73,9 @@ class Trial:
         if worst <= self.rounding:
             return None
         blur = self._amplified(whole, expected)
-        if worst <= min(30 * blur, 100 * self.rounding):
+        if worst <= min(BLUR * blur, MOST * self.rounding):
             return None
-        if draw > 0 and not near and blur > CHAOS:
+        if draw > 0 and not near and BLUR * blur > MOST * self.rounding:
             return self.difference(kept, draw, near=True)
         return f"dry run: outputs changed by {worst:.0e} when units were cut"
 

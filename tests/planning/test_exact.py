@@ -270,6 +270,31 @@ def test_equal_weights_that_no_sample_moves_go_only_if_wired_alike(alike: bool) 
     assert gap(model, small, 100 * other_inputs(x)) < 1e-10
 
 
+class Flags(nn.Module):
+    """Reads flags: what is made up for it are the samples themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.to(self.a.weight.dtype)).relu())
+
+
+def test_twins_go_where_what_they_are_equal_to_only_looks_like_a_copy_of_a_third() -> None:
+    torch.manual_seed(0)
+    model, x = Flags().double(), torch.rand(60, 6) < 0.5
+    x[:, 2] = False
+    with torch.no_grad():
+        model.a.weight[:4] = torch.tensor([1.0, 1.0, 0, 0, 0, 0])
+        model.a.weight[2:4, 2] = 0.3  # no sample tells 2 and 3 from 0 and 1
+        model.a.bias[:4] = -1.5
+    small, plan = exact_compress(model, trace(model, x), x)
+    assert removed(plan) == {"a": 2}
+    assert {(found.unit, found.of) for found in plan.findings} == {(1, 0), (3, 2)}
+    assert gap(model, small, torch.rand(200, 6) < 0.5) < 1e-10
+
+
 class Squeezed(nn.Module):
     """All axes of length one are dropped: that of the batch where it is one sample, that of the units where one is
     left."""
