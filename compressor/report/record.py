@@ -203,7 +203,10 @@ class DataPart(Part):
     @property
     def marks(self) -> dict[str, str | None]:
         """The fingerprints alone."""
-        return {"calibrate": self.calibrate, "tune": self.tune, "judge": self.judge}
+        more = self.described.get("unlabelled")
+        extra = more.get("fingerprint") if isinstance(more, dict) else None
+        known = {"calibrate": self.calibrate, "tune": self.tune, "judge": self.judge}
+        return {**known, "unlabelled": None if extra is None else str(extra)}
 
 
 class Memory(Part):
