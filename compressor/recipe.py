@@ -34,6 +34,8 @@ _FOLDERS = (Path(__file__).parent / "_recipes", Path(__file__).parent.parent / "
 """Where shipped recipes lie: in the wheel, and in the source tree."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+OWN_METHODS = ("ours", "small_from_scratch")
+"""Methods of a comparison that come with the package."""
 
 
 class Section(BaseModel):
@@ -122,6 +124,11 @@ class CompareSection(Section):
     def _names_of_files(cls, methods: dict[str, str]) -> dict[str, str]:
         if not methods or any(not re.fullmatch(r"[A-Za-z0-9_.+-]+", name) for name in methods):
             raise ValueError("one method or more, their names of letters, digits, _, ., + and -")
+        for name, spec in methods.items():  # ratios are of `ours` and of peers: every other name is a peer's
+            if name != spec and (own := {name, spec} & set(OWN_METHODS)):
+                raise ValueError(
+                    f"`{min(own)}: {min(own)}`: these names are those of the built-in methods, and no others"
+                )
         return methods
 
     @field_validator("sizes", "only")

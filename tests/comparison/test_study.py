@@ -13,11 +13,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
-from compressor.comparison.methods import width_for
+from compressor.comparison.methods import BUILT_IN, width_for
 from compressor.comparison.study import run_comparison
 from compressor.comparison.task import Task, size
 from compressor.errors import UsageError
-from compressor.recipe import Recipe
+from compressor.recipe import OWN_METHODS, Recipe
 from compressor.report.curves import comparison_picture, comparison_view
 from compressor.sources.checkpoint import file_sha256
 from compressor.sources.data import load_data
@@ -249,6 +249,10 @@ def test_cells_of_a_network_that_was_replaced_are_measured_again(tmp_path: Path)
     assert lost(0, resume=True) == lost(5, resume=True) == 0
 
 
+def test_the_recipe_knows_the_built_in_methods() -> None:
+    assert set(OWN_METHODS) == set(BUILT_IN)
+
+
 @pytest.mark.parametrize("given", [{"keep": "params=0.5"}, {"recover": "1ep", "unlabelled": "digits"}, {"exact": True}])
 def test_options_that_a_comparison_does_not_read_are_refused(tmp_path: Path, given: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=f"compress.{list(given)[-1]}"):
@@ -256,7 +260,15 @@ def test_options_that_a_comparison_does_not_read_are_refused(tmp_path: Path, giv
 
 
 @pytest.mark.parametrize(
-    "changed", [{"only": {"frist": [0.3]}}, {"sizes": [0.3, 0.30001]}, {"methods": {"a/b": "ours"}}, {"methods": {}}]
+    "changed",
+    [
+        {"only": {"frist": [0.3]}},
+        {"sizes": [0.3, 0.30001]},
+        {"methods": {"a/b": "methods.py:broken"}},
+        {"methods": {}},
+        {"methods": {"ours": "methods.py:broken"}},
+        {"methods": {"theirs": "ours"}},
+    ],
 )
 def test_sections_that_would_compare_something_else_are_refused(changed: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
