@@ -132,6 +132,8 @@ class Recovered(Part):
     kept: bool = True
     """False where the tune split's answers became worse: the network is the one from before the recovery."""
     stopped: str | None = None
+    tries: Count = 1
+    """How often the steps were taken, each time at a lower learning rate."""
 
 
 class Candidate(Part):
