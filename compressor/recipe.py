@@ -34,6 +34,8 @@ _FOLDERS = (Path(__file__).parent / "_recipes", Path(__file__).parent.parent / "
 """Where shipped recipes lie: in the wheel, and in the source tree."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+OWN_METHODS = ("ours", "small_from_scratch")
+"""Methods of a comparison that come with the package."""
 
 
 class Section(BaseModel):
@@ -74,7 +76,7 @@ class TrainSection(Section):
 class CompressSection(Section):
     """The options of `compressor compress`, by the names of its flags."""
 
-    max_drop: float = Field(default=0.5, ge=0, le=100, description="allowed loss of accuracy in percentage points")
+    max_drop: float = Field(default=0.5, ge=0, lt=100, description="allowed loss of accuracy in percentage points")
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     keep: str | None = Field(default=None, pattern=r"^(params|macs|latency)=0?\.\d+$", description="params=0.35")
     exact: bool = False
@@ -113,7 +115,37 @@ class CompareSection(Section):
     measure: Literal["params", "macs"] = "params"
     seeds: Seeds = Field(default=(0, 1, 2), min_length=1)
     only: dict[str, tuple[Share, ...]] = Field(default={}, description="name -> the sizes that it alone is asked for")
-    stop_at: float = Field(default=3.0, gt=0, description="points lost at which a method is asked for no smaller size")
+    stop_at: float = Field(
+        default=3.0, gt=0, description="points lost (more than max_drop) at which a method is asked for no smaller size"
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _names_of_files(cls, methods: dict[str, str]) -> dict[str, str]:
+        if not methods or any(not re.fullmatch(r"[A-Za-z0-9_.+-]+", name) for name in methods):
+            raise ValueError("one method or more, their names of letters, digits, _, ., + and -")
+        for name, spec in methods.items():  # ratios are of `ours` and of peers: every other name is a peer's
+            if name != spec and (own := {name, spec} & set(OWN_METHODS)):
+                raise ValueError(
+                    f"`{min(own)}: {min(own)}`: these names are those of the built-in methods, and no others"
+                )
+        return methods
+
+    @field_validator("sizes", "only")
+    @classmethod
+    def _sizes_of_their_own(cls, value: Any) -> Any:
+        """Cells lie in files that are named by four decimals of the size."""
+        for sizes in value.values() if isinstance(value, dict) else (value,):
+            if len({f"{size:.4f}" for size in sizes}) < len(set(sizes)) or not sizes:
+                raise ValueError("one size or more, which differ in their first four decimals")
+        return value
+
+    @model_validator(mode="after")
+    def _only_of_methods(self) -> CompareSection:
+        for name in self.only:
+            if name not in self.methods:
+                raise ValueError(f"in `only` names of methods ({', '.join(self.methods)}), not {name!r}")
+        return self
 
 
 Arguments = dict[str, int | float | bool | str | None]

@@ -141,17 +141,35 @@ def refuse_other_data(job: Job, known: Mapping[str, str | None]) -> None:
 
     The request holds the file that is named; what a factory or a list of files reads beside it is looked at here.
     """
-    head, _ = split_query(job.data)
-    if head in NAMED or head.startswith("npz:"):
+    if _fixed(job.data) and (job.unlabelled is None or _fixed(job.unlabelled)):
         return
     model = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
-    data = load_data(job.data, seed=job.options.seed, base=job.base, transform=model.transform)
-    changed = [part for part, mark in known.items() if mark is not None and getattr(data, part).fingerprint != mark]
+    data = _data(job, model)
+    found = {part: getattr(data, part) for part in known}
+    changed = [
+        part for part, mark in known.items() if None not in (mark, found[part]) and found[part].fingerprint != mark
+    ]
     if changed:
+        spec = job.unlabelled if changed == ["unlabelled"] else job.data
         raise UsageError(
-            f"data '{job.data}'", f"other samples than those of the finished run ({', '.join(changed)})",
+            f"data '{spec}'", f"other samples than those of the finished run ({', '.join(changed)})",
             "the same command, with the same data, that began it", "use --force or another folder to work on the new.",
         )  # fmt: skip
+
+
+def _fixed(spec: str) -> bool:
+    """Whether the request already holds all that the data is made of."""
+    head, _ = split_query(spec)
+    return head in NAMED or head.startswith("npz:")
+
+
+def _data(job: Job, model: LoadedModel) -> Data:
+    """The data that the job names, with the more inputs for recovery."""
+    prepared: dict[str, Any] = {"seed": job.options.seed, "base": job.base, "transform": model.transform}
+    data = load_data(job.data, **prepared)
+    if job.unlabelled is None:
+        return data
+    return with_unlabelled(data, load_unlabelled(job.unlabelled, **prepared), job.unlabelled)
 
 
 def _other_request(path: Path) -> UsageError:
@@ -171,10 +189,7 @@ def loaded(job: Job, folder: Path, report: Report) -> tuple[Data, LoadedModel]:
         model = load_model(job.model, job.checkpoint, base=job.base, seed=job.options.seed, load_bundle=open_bundle)
         if model.checkpoint_note is not None:
             report(f"{NOTE}{model.checkpoint_note}", 0.0)
-        prepared: dict[str, Any] = {"seed": job.options.seed, "base": job.base, "transform": model.transform}
-        data = load_data(job.data, **prepared)
-        if job.unlabelled is not None:
-            data = with_unlabelled(data, load_unlabelled(job.unlabelled, **prepared), job.unlabelled)
+        data = _data(job, model)
         if not job.options.exact and not job.analyze:
             report(f"{NOTE}Before work: {decidable(len(data.judge), job.options.confidence)}", 1.0)
     _refuse_differences(model.model, data)

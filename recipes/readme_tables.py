@@ -141,8 +141,17 @@ def compare(contents: dict[str, dict[str, Any]]) -> str:
 
 
 def _shares(content: dict[str, Any], method: str) -> str:
-    ends = content["methods"][method]["reached"].values()
-    return ", ".join(f"{'<' if end['censored'] else ''}{100 * end['share']:.1f}" for end in ends) + " %"
+    """One share per seed: `<` where the curve ended before its crossing, `~` where it crossed before its first size."""
+    found = content["methods"][method]
+    coarse = {seed for seed in found["reached"] if _lost_at_once(found["cells"], int(seed), content["allowed"])}
+    marks = {seed: "<" if end["censored"] else "~" if seed in coarse else "" for seed, end in found["reached"].items()}
+    return ", ".join(f"{marks[seed]}{100 * end['share']:.1f}" for seed, end in found["reached"].items()) + " %"
+
+
+def _lost_at_once(cells: list[dict[str, Any]], seed: int, allowed: float) -> bool:
+    """Whether the largest size already lost too much: the share is read between it and the original itself."""
+    mine = [cell for cell in cells if cell["seed"] == seed and "error" not in cell]
+    return bool(mine) and max(mine, key=lambda cell: cell["share"])["lost"] > allowed
 
 
 def capacity_costs(content: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from compressor.errors import DataError, ModelError, SourceError, UnwrittenPage,
 from compressor.jobs import Job, from_recipe, run
 from compressor.options import Options
 from compressor.recipe import load_recipe
+from compressor.training.budget import Budget
 
 pytestmark = pytest.mark.usefixtures("no_page")
 JOB = Job("net.py:net", "net.py:data", Options(5.0, keep=("params", 0.8), align=1), onnx=False)
@@ -123,6 +124,19 @@ def test_data_that_changed_beside_the_named_file_is_not_resumed(home: Path) -> N
     with pytest.raises(UsageError, match="other samples than those of the finished run"):
         run(job, "out", resume=True)
     assert timeless(home / "out") == before
+
+
+def test_unlabelled_data_that_changed_is_not_resumed(home: Path) -> None:
+    (home / "more.py").write_text("import torch\n\n\ndef more():\n    return torch.load('more.pt')\n")
+    torch.save(torch.rand(90, 6, generator=torch.Generator().manual_seed(1)), home / "more.pt")
+    options = replace(JOB.options, recover=Budget(2, "st"))
+    job = replace(JOB, options=options, unlabelled="more.py:more")
+    first = run(job, "out")
+    assert first.data.marks["unlabelled"] is not None
+    assert run(job, "out", resume=True) == first
+    torch.save(torch.rand(90, 6, generator=torch.Generator().manual_seed(2)), home / "more.pt")
+    with pytest.raises(UsageError, match=r"more\.py:more.*other samples than those of the finished run \(unlabelled\)"):
+        run(job, "out", resume=True)
 
 
 def test_force_replaces_results_only(home: Path) -> None:

@@ -25,6 +25,17 @@ def test_tables_are_what_the_results_say() -> None:
     assert readme_tables.filled(TEXT) == TEXT
 
 
+def test_shares_say_where_a_curve_was_not_measured() -> None:
+    """Seed 0 never crosses; seed 1 crosses before its first size; seed 2 between two sizes."""
+    lost = {0: (0.1, 0.2), 1: (0.9, 1.5), 2: (0.1, 0.9)}
+    cells = [
+        {"seed": s, "share": x, "lost": y} for s, two in lost.items() for x, y in zip((0.5, 0.3), two, strict=True)
+    ]
+    ends = {str(s): {"share": 0.4, "censored": s == 0} for s in lost}
+    content = {"allowed": 0.5, "methods": {"peer": {"cells": cells, "reached": ends}}}
+    assert readme_tables._shares(content, "peer") == "<40.0, ~40.0, 40.0 %"
+
+
 @pytest.mark.parametrize("name", readme_tables.NAMES)
 def test_every_table_has_a_place(name: str) -> None:
     assert f"<!-- table: {name} -->" in TEXT

@@ -25,14 +25,17 @@ Recover = Callable[[nn.Module], tuple[nn.Module, dict[str, Any]]]
 class Bench:
     """Runs the cells of one trained network; cells that are there already are read, not run again.
 
-    A method's own faults are results: its cell holds the error, and the method is not asked for smaller sizes.
+    A method's own faults are results: its cell holds the error, and the method is not asked for smaller sizes. Cells
+    say which `weights` they were measured on; those of others are run again.
     """
 
     def __init__(
-        self, task: Task, folder: Path, allowed: float, confidence: float, stop_at: float, recover: Recover | None
-    ) -> None:
-        self.task, self.folder, self.recover = task, folder, recover
-        self.allowed, self.confidence, self.stop_at = allowed, confidence, stop_at
+        self, task: Task, folder: Path, allowed: float, confidence: float, stop_at: float, recover: Recover | None,
+        weights: str | None = None,
+    ) -> None:  # fmt: skip
+        self.task, self.folder, self.recover, self.weights = task, folder, recover, weights
+        self.allowed, self.confidence = allowed, confidence
+        self.stop_at = max(stop_at, allowed)  # before the allowed loss nothing is known of where a method crosses it
         self.whole = size(task.model, task.example)
         self._before: Outputs | None = None
         self._builds: dict[str, tuple[Build, float]] = {}
@@ -62,9 +65,11 @@ class Bench:
     def cell(self, name: str, method: Method, share: float) -> dict[str, Any]:
         """The cell of one method at one size, from its file where that is there."""
         path = self.folder / f"seed{self.task.seed}-{name}-{share:.4f}.json"
-        if path.is_file():
-            return json.loads(path.read_bytes())
+        known = json.loads(path.read_bytes()) if path.is_file() else None
+        if known is not None and known.get("weights", self.weights) == self.weights:  # earlier versions noted none
+            return known
         about = {"method": name, "seed": self.task.seed, "share": share, "measure": self.task.measure}
+        about |= {} if self.weights is None else {"weights": self.weights}
         try:
             cell = {**about, **self._measured(name, method, share)}
         except CompressorError as error:

@@ -22,7 +22,7 @@ from compressor.export.files import claim_folder, write_json, write_text
 from compressor.observe import processes
 from compressor.options import parse_recover
 from compressor.planning.search import Tuned
-from compressor.recipe import Recipe
+from compressor.recipe import CompressSection, Recipe
 from compressor.report.curves import comparison_picture
 from compressor.sources.contents import content
 from compressor.sources.data import Data, load_data
@@ -45,6 +45,7 @@ def run_comparison(
     """
     if recipe.compare is None:
         raise UsageError("recipe", "no `compare` section", "one", "add methods and sizes to compare.")
+    _refuse_unread(recipe)
     if processes()[1] > 1:
         raise UsageError("torchrun", f"{processes()[1]} processes", "one for a comparison", "leave torchrun out.")
     methods = {name: find_method(spec, base) for name, spec in recipe.compare.methods.items()}
@@ -68,6 +69,17 @@ def run_comparison(
         claim.release()
 
 
+def _refuse_unread(recipe: Recipe) -> None:
+    """UsageError for options of `compress` that a comparison would pass over: its figures would not be theirs."""
+    known, plain = ("max_drop", "confidence", "recover"), CompressSection()
+    for name in sorted(recipe.compress.model_fields_set - set(known)):
+        if (value := getattr(recipe.compress, name)) != getattr(plain, name):
+            raise UsageError(
+                f"recipe: compress.{name}", f"{value!r} beside a `compare` section",
+                f"of `compress` only {', '.join(known)}: a comparison reads nothing else", "leave it out.",
+            )  # fmt: skip
+
+
 def _inputs(recipe: Recipe, data: Data, base: Path) -> list[str | None]:
     """What tells the data, and the checkpoints, from others of the same names."""
     assert recipe.compare is not None
@@ -88,7 +100,7 @@ def _one_network(
     model, weights = network(wanted, base, data.train, report)
     task = Task(model, data, recipe.compare.measure, seed, _widths(recipe, base, seed), options)
     allowed, confidence = recipe.compress.max_drop, recipe.compress.confidence
-    bench = Bench(task, folder / CELLS, allowed, confidence, recipe.compare.stop_at, _recovery(recipe, task))
+    bench = Bench(task, folder / CELLS, allowed, confidence, recipe.compare.stop_at, _recovery(recipe, task), weights)
     only = recipe.compare.only
     bench.run({name: (method, only.get(name, recipe.compare.sizes)) for name, method in methods.items()}, report)
     return {"seed": seed, "weights": weights, **bench.original()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -45,8 +45,11 @@ def summary(recipe: Recipe, networks: Sequence[Mapping[str, Any]], cells: Path, 
 
 
 def _reached(cells: Sequence[Mapping[str, Any]], seed: int, measure: str, allowed: float) -> Reached:
-    points = [(cell[measure], cell["lost"]) for cell in cells if cell["seed"] == seed and "error" not in cell]
-    return reached(points, allowed)
+    mine = [cell for cell in cells if cell["seed"] == seed]
+    end = reached([(cell[measure], cell["lost"]) for cell in mine if "error" not in cell], allowed)
+    if any("error" in cell for cell in mine):  # it gave no smaller network: nothing says that its share is smaller
+        return replace(end, censored=False)
+    return end
 
 
 def _against(methods: Mapping[str, Any], seeds: list[str]) -> dict[str, Any] | None:

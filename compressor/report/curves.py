@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import matplotlib
@@ -11,6 +11,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from rich.table import Table
+from rich.text import Text
 
 from compressor.report.tables import cells, plain_table
 
@@ -73,8 +74,36 @@ def comparison_view(found: Mapping[str, Any]) -> Table:
             f"{_mean(good, size, found['measure'])[1]:.2f}" if any(c["share"] == size for c in good) else ""
             for size in sizes
         ]
+        lost = [
+            (loss or "no network") if _broke(method, size) else loss for size, loss in zip(sizes, lost, strict=True)
+        ]
         table.add_row(*cells(name, *(f"{'<' if e['censored'] else ''}{e['share']:.1%}" for e in ends), *lost))
+    table.caption = Text("\n".join(_remarks(found)))  # faults are others' words, never markup
     return table
+
+
+def _broke(method: Mapping[str, Any], size: float) -> bool:
+    return any("error" in cell for cell in method["cells"] if cell["share"] == size)
+
+
+def _remarks(found: Mapping[str, Any]) -> Iterator[str]:
+    """The ratio that all is about, and the first fault of every method that had one."""
+    best = (found["against"] or {}).get("best_peer")
+    if best is not None:
+        low, high = best["interval"] or (None, None)
+        bounds = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+        words = f"{best['method']} / ours: {_side(found, best['method'])}{best['value']:.2f}{bounds}"
+        yield f"{words} (geometric mean, {best['seeds']} seeds, {best['confidence']:.0%})"
+    for name, method in found["methods"].items():
+        faults = [cell for cell in method["cells"] if "error" in cell]
+        if faults:
+            yield f"{name} at {faults[0]['share']:.0%}, seed {faults[0]['seed']}: {faults[0]['error']}"
+
+
+def _side(found: Mapping[str, Any], peer: str) -> str:
+    """On which side of the ratio the truth lies, where a curve ended before it crossed the allowed loss."""
+    ours, theirs = (any(end["censored"] for end in found["methods"][name]["reached"].values()) for name in (OURS, peer))
+    return "about " if ours and theirs else "at least " if ours else "at most " if theirs else ""
 
 
 def _order(method: Mapping[str, Any]) -> float:

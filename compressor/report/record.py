@@ -132,6 +132,8 @@ class Recovered(Part):
     kept: bool = True
     """False where the tune split's answers became worse: the network is the one from before the recovery."""
     stopped: str | None = None
+    tries: Count = 1
+    """How often the steps were taken, each time at a lower learning rate."""
 
 
 class Candidate(Part):
@@ -203,7 +205,10 @@ class DataPart(Part):
     @property
     def marks(self) -> dict[str, str | None]:
         """The fingerprints alone."""
-        return {"calibrate": self.calibrate, "tune": self.tune, "judge": self.judge}
+        more = self.described.get("unlabelled")
+        extra = more.get("fingerprint") if isinstance(more, dict) else None
+        known = {"calibrate": self.calibrate, "tune": self.tune, "judge": self.judge}
+        return {**known, "unlabelled": None if extra is None else str(extra)}
 
 
 class Memory(Part):

@@ -60,6 +60,8 @@ class Recovery:
     seconds: float
     stopped: str | None = None
     """Why it ended early: a loss that was not finite."""
+    tries: int = 1
+    """How often the `steps` were taken: once for each peak of the learning rate that was tried."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the record."""
@@ -101,13 +103,14 @@ def recover(
     with in_step():
         teacher = Teacher(original, tune, home, classes)
         options = replace(options, steps=steps, seed=seed, bf16=options.bf16 and teacher.classes)
-        learner, report, rate = _trained(_trainable(small), samples, teacher, options, show)
+        learner, report, tries = _trained(_trainable(small), samples, teacher, options, show)
     best_step, after = _best(report)
     made = Recovery(
         steps=steps, epochs=round(steps / steps_per_epoch(samples, options), 2), samples=len(samples),
-        batch=options.batch, rate=rate, measure="KL divergence" if teacher.classes else "squared error",
+        batch=options.batch, rate=RATES[tries - 1] * options.lr,
+        measure="KL divergence" if teacher.classes else "squared error",
         before=report.checks[0][1], after=after, best_step=best_step, checks=report.checks,
-        seconds=round(time.perf_counter() - started, 2), stopped=report.stopped,
+        seconds=round(time.perf_counter() - started, 2), stopped=report.stopped, tries=tries,
     )  # fmt: skip
     place(learner, home, room_of(small))
     return learner, made
@@ -115,8 +118,8 @@ def recover(
 
 def _trained(
     small: nn.Module, samples: Samples, teacher: Teacher, options: TrainOptions, show: Callable[[Progress], None]
-) -> tuple[nn.Module, TrainingReport, float]:
-    """The first of RATES that helps, or the last one; with its peak."""
+) -> tuple[nn.Module, TrainingReport, int]:
+    """The first of RATES that helps, or the last one; with how many were tried."""
     *earlier, last = (share * options.lr for share in RATES)
     asked: dict[str, Any] = {
         "loss": teacher.loss,
@@ -125,11 +128,11 @@ def _trained(
         "criterion": teacher.distance,
         "shared": True,
     }
-    for rate in earlier:
+    for tries, rate in enumerate(earlier, 1):
         learner, report = train(small, samples, replace(options, lr=rate), **asked)
         if _best(report)[0] > 0 or report.checks[0][1] <= ALREADY_THERE:
-            return learner, report, rate
-    return *train(small, samples, replace(options, lr=last), **asked), last
+            return learner, report, tries
+    return *train(small, samples, replace(options, lr=last), **asked), len(RATES)
 
 
 def _best(report: TrainingReport) -> tuple[int, float]:

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
-from compressor.comparison.methods import width_for
+from compressor.comparison.methods import BUILT_IN, width_for
 from compressor.comparison.study import run_comparison
 from compressor.comparison.task import Task, size
 from compressor.errors import UsageError
-from compressor.recipe import Recipe
+from compressor.recipe import OWN_METHODS, Recipe
 from compressor.report.curves import comparison_picture, comparison_view
 from compressor.sources.checkpoint import file_sha256
 from compressor.sources.data import load_data
@@ -41,6 +45,16 @@ def first_units(task):
         new[0].weight.data, new[0].bias.data = model[1].weight.data[:count], model[1].bias.data[:count]
         new[1].weight.data, new[1].bias.data = model[3].weight.data[:, :count], model[3].bias.data
         return nn.Sequential(nn.Flatten(), new[0], nn.ReLU(), new[1])
+    return build
+
+def zero(task):
+    # always the same network, whose answers say nothing
+    def build(share):
+        model = copy.deepcopy(task.model)
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        model[3].bias.data[0] = 1
+        return model
     return build
 
 def net(width=1.0):
@@ -185,3 +199,77 @@ def test_recovery_is_the_same_for_every_method(tmp_path: Path) -> None:
         assert cell["recovery"]["budget"] == "2ep"
         assert cell["recovery"]["tune"]["before"]["samples"] > 0
     assert found["methods"]["first"]["cells"][0]["lost"] < found["methods"]["first"]["cells"][0]["unrecovered"]["lost"]
+
+
+def measured(
+    tmp_path: Path, compress: dict[str, object], methods: dict[str, str], sizes: list[float]
+) -> dict[str, Any]:
+    """A comparison on random labels' data and a network that was put there."""
+    put(tmp_path, 0, 0)
+    compare = {"methods": methods, "sizes": sizes, "seeds": [0]}
+    return run_comparison(small(tmp_path, compress=compress, compare=compare), tmp_path, tmp_path / "out", force=True)
+
+
+def test_no_method_stops_before_it_lost_what_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "methods.py").write_text(PEER)
+    compare = {"methods": {"zero": "methods.py:zero"}, "sizes": [0.6, 0.3], "seeds": [0]}
+    asked = recipe(compress={"max_drop": 95.0}, compare=compare)
+    cells = run_comparison(asked, tmp_path, tmp_path / "out")["methods"]["zero"]["cells"]
+    assert 3 < cells[0]["lost"] < 95
+    assert len(cells) == 2, "it stopped at the 3 points that are the default"
+
+
+def test_a_method_without_networks_is_not_said_to_reach_less(tmp_path: Path) -> None:
+    methods = {"ours": "ours", "broken": "methods.py:broken", "first": "methods.py:first_units"}
+    found = measured(tmp_path, {"max_drop": 95.0}, methods, [0.5])
+    assert found["methods"]["broken"]["reached"]["0"] == {"share": 1.0, "censored": False}
+    assert found["methods"]["first"]["reached"]["0"]["censored"]
+    console = Console(width=120, file=io.StringIO())
+    console.print(comparison_view(found))
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "no network" in shown
+    words = " ".join(shown.split())
+    assert "broken at 50%, seed 0: RuntimeError: out of order" in words
+    assert "first / ours: about " in words, "neither curve came to the allowed loss"
+
+
+def test_cells_of_a_network_that_was_replaced_are_measured_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def lost(seed: int, *, resume: bool) -> float:
+        put(tmp_path, 0, seed)
+        (tmp_path / "own0.safetensors").replace(out / "seed0.safetensors")
+        asked = small(tmp_path, checkpoint=None)
+        found = run_comparison(asked, tmp_path, out, resume=resume)
+        (cell,) = found["methods"]["first"]["cells"]
+        assert cell["weights"] == found["networks"][0]["weights"]
+        return found["networks"][0]["accuracy"] - cell["verdict"]["original"]
+
+    assert lost(0, resume=True) == lost(5, resume=True) == 0
+
+
+def test_the_recipe_knows_the_built_in_methods() -> None:
+    assert set(OWN_METHODS) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("given", [{"keep": "params=0.5"}, {"recover": "1ep", "unlabelled": "digits"}, {"exact": True}])
+def test_options_that_a_comparison_does_not_read_are_refused(tmp_path: Path, given: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=f"compress.{list(given)[-1]}"):
+        run_comparison(recipe(compress=given), tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"only": {"frist": [0.3]}},
+        {"sizes": [0.3, 0.30001]},
+        {"methods": {"a/b": "methods.py:broken"}},
+        {"methods": {}},
+        {"methods": {"ours": "methods.py:broken"}},
+        {"methods": {"theirs": "ours"}},
+    ],
+)
+def test_sections_that_would_compare_something_else_are_refused(changed: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        recipe(compare={"methods": METHODS, "sizes": [0.6, 0.3], **changed})
