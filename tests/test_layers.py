@@ -20,7 +20,7 @@ STOREYS = (
     "findings",
     "planning",
     "training surgery",
-    "verify export",
+    "verify export sections",
     "report recipe options",
     "stages questions",
     "candidates outcome clock costing rotation studies",

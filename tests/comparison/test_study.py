@@ -17,8 +17,9 @@ from compressor.comparison.methods import BUILT_IN, width_for
 from compressor.comparison.study import run_comparison
 from compressor.comparison.task import Task, size
 from compressor.errors import UsageError
-from compressor.recipe import OWN_METHODS, Recipe
+from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture, comparison_view
+from compressor.sections import OWN_METHODS
 from compressor.sources.checkpoint import file_sha256
 from compressor.sources.data import load_data
 
