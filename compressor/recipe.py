@@ -2,149 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from compressor.errors import UsageError
-from compressor.sections import CompareSection, Section, Seeds, Share
+from compressor.sections import (
+    Arguments,
+    CapacitySection,
+    CompareSection,
+    CompressSection,
+    RaySection,
+    Section,
+    SettingSection,
+    TrainSection,
+)
 from compressor.sources.consent import refuse_unknown_of_recipe
 from compressor.sources.factories import meant
-from compressor.training.initial import Initialisation
-from compressor.training.loop import TrainOptions
-from compressor.training.schedules import Optimizer, Schedule
 
 SIZE_LIMIT, DEPTH_LIMIT = 200_000, 12
 """Bytes of a recipe, and levels of its nesting, at most."""
 
 _FOLDERS = (Path(__file__).parent / "_recipes", Path(__file__).parent.parent / "recipes")
 """Where shipped recipes lie: in the wheel, and in the source tree."""
-
-
-class TrainSection(Section):
-    """How to train the network before it is compressed; used where no checkpoint is given."""
-
-    epochs: int = Field(default=10, ge=1)
-    batch: int = Field(default=128, ge=1)
-    lr: float = Field(default=0.1, gt=0, description="peak of the schedule")
-    optimizer: Optimizer = "sgd"
-    schedule: Schedule = "one_cycle"
-    weight_decay: float = Field(default=5e-4, ge=0)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    flip: bool = Field(default=False, description="mirror half of the images")
-    shift: int = Field(default=0, ge=0, description="move images by up to this many pixels")
-    bf16: bool = Field(default=False, description="bfloat16 autocast")
-    seed: int = Field(default=0, ge=0)
-
-    def options(self) -> TrainOptions:
-        """The same for the training loop."""
-        return TrainOptions(**self.model_dump())
-
-
-class CompressSection(Section):
-    """The options of `compressor compress`, by the names of its flags."""
-
-    max_drop: float = Field(default=0.5, ge=0, lt=100, description="allowed loss of accuracy in percentage points")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    keep: str | None = Field(default=None, pattern=r"^(params|macs|latency)=0?\.\d+$", description="params=0.35")
-    exact: bool = False
-    align: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    recover: str | None = Field(
-        default=None, pattern=r"^\d+(\.\d+)?(ep|min)$|^\d+st$", description="8ep, 5min or 400st"
-    )
-    unlabelled: str | None = Field(default=None, description="DATA whose inputs recovery trains on too")
-    metric: str | None = Field(default=None, description="file.py:function that scores each answer, higher is better")
-    metric_range: tuple[float, float] = Field(default=(0.0, 1.0), description="lowest and highest score")
-    latency_table: str | None = Field(default=None, description="for keep: latency=0.4, measured elsewhere")
-    memory: str | None = Field(
-        default=None, pattern=r"^\d+(\.\d+)? ?[KMGT]?i?B$", description="8GB: what sums and activations may take"
-    )
-    rotate: Share | None = Field(default=None, description="share of their width that streams behind norms keep")
-    precision: tuple[Literal["fp16", "int8"], ...] = Field(default=(), description="variants of the ONNX file")
-    device: str = "auto"
-    seed: int = Field(default=0, ge=0, lt=2**32)
-
-
-Arguments = dict[str, int | float | bool | str | None]
-
-
-class SettingSection(Section):
-    """One way to train a ladder, by what is different from the recipe's own."""
-
-    labels: Literal["true", "random"] = "true"
-    initialisation: Initialisation | None = Field(default=None, description="how weights are drawn; else the model's")
-    train_samples: int | None = Field(default=None, ge=2, description="the first so many training samples")
-    scale: float = Field(default=1.0, gt=0, description="factor of learning rate and batch size")
-    train: dict[str, int | float | bool | str] = Field(default={}, description="keys of `train` that differ")
-    model_args: Arguments = {}
-    data_args: Arguments = {}
-
-
-class RaySection(Section):
-    """Ray, the optional extra: a cluster that runs already, or a number of workers to start here (or both)."""
-
-    address: str | None = Field(
-        default=None, min_length=1, description="of a cluster: auto, HOST:PORT or ray://HOST:PORT"
-    )
-    workers: int | None = Field(default=None, ge=1, description="tasks at a time; on this machine without an address")
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> RaySection:
-        if self.address is None and self.workers is None:
-            raise ValueError("an address, or a number of workers")
-        return self
-
-
-class CapacitySection(Section):
-    """A ladder of networks of growing `width`, measured beside its nulls."""
-
-    widths: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=2, description="rising values of `width`")
-    seeds: Seeds = Field(default=(0, 1, 2), min_length=1)
-    settings: dict[str, SettingSection] = Field(default={"base": SettingSection()}, min_length=1)
-    train_samples: int | None = Field(default=None, ge=2, description="the first so many training samples")
-    test_samples: int | None = Field(default=None, ge=10, description="the first so many test samples; else all")
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(), description="each is tried; the best one on the tune part stays"
-    )
-    layers: tuple[str, ...] = Field(default=(), description="modules to measure; else the model's `taps`, or its units")
-    orders: int = Field(default=3, ge=1, description="random orders of ablation")
-    ablation_samples: int | None = Field(
-        default=None, ge=10, description="the first so many test samples are asked of ablated networks; else all"
-    )
-    by_layer: bool = Field(default=False, description="ablate every layer alone too")
-    chunks: int = Field(default=100, ge=1, description="random chunks of each size")
-    regressions: int = Field(default=40, ge=1, description="of these, how many are regressed on")
-    chunk_samples: int = Field(default=10_000, ge=10, description="training samples that chunks are asked for")
-    max_rows: int = Field(default=50_000, ge=100, description="rows of activations per layer")
-    snapshots: tuple[Share, ...] = Field(default=(), description="shares of the training at which to measure too")
-    random_labels: bool = Field(
-        default=False,
-        description="beside each network one of the same width trained on permuted labels (twice the cost)",
-    )
-    effective: bool = Field(default=False, description="ask the compressor how many units are needed")
-    workers: int = Field(default=1, ge=1, description="processes that measure rungs side by side on this machine")
-    ray: RaySection | None = Field(default=None, description="measure rungs as tasks of Ray instead")
-
-    @field_validator("widths")
-    @classmethod
-    def _rising(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
-        if any(second <= first for first, second in itertools.pairwise(widths)):
-            raise ValueError("widths that rise")
-        if len({f"{width:g}" for width in widths}) < len(widths):  # their rungs would share one file
-            raise ValueError("widths that differ in their first 6 digits")
-        return widths
-
-    @field_validator("settings")
-    @classmethod
-    def _names_of_files(cls, settings: dict[str, SettingSection]) -> dict[str, SettingSection]:
-        if any(not re.fullmatch(r"[A-Za-z0-9_.]+", name) for name in settings):
-            raise ValueError("names of letters, digits, _ and .")
-        return settings
 
 
 class Recipe(Section):

@@ -26,7 +26,8 @@ from compressor.capacity.rung import measure_rung
 from compressor.capacity.settings import Setting, settings_of
 from compressor.errors import CompressorError, UsageError
 from compressor.export.files import write_json
-from compressor.recipe import RaySection, Recipe
+from compressor.recipe import Recipe
+from compressor.sections import RaySection
 from compressor.sources.data import Data
 from compressor.stages import Report, silent
 from compressor.studies import REQUEST

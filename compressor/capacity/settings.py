@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from compressor.capacity.classes import relabelled, with_classes
 from compressor.capacity.nulls import permuted_labels, random_labels
 from compressor.errors import DataError, UsageError
-from compressor.recipe import CapacitySection, Recipe, SettingSection, TrainSection
+from compressor.recipe import Recipe
+from compressor.sections import CapacitySection, SettingSection, TrainSection
 from compressor.sources.data import Data, load_data
 from compressor.sources.samples import Samples
 from compressor.sources.trees import named_leaves

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.errors import UsageError
-from compressor.recipe import Recipe, SettingSection
+from compressor.recipe import Recipe
+from compressor.sections import SettingSection
 
 WIDTHS, SEEDS, EPOCHS = 2, 2, 2
 TRAINING, TEST = 200, 300

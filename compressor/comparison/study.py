@@ -22,8 +22,9 @@ from compressor.export.files import claim_folder, write_json, write_text
 from compressor.observe import processes
 from compressor.options import parse_recover
 from compressor.planning.search import Tuned
-from compressor.recipe import CompressSection, Recipe
+from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture
+from compressor.sections import CompressSection
 from compressor.sources.contents import content
 from compressor.sources.data import Data, load_data
 from compressor.sources.models import load_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from compressor.recipe import CapacitySection
+from compressor.sections import CapacitySection
 
 
 @pytest.mark.parametrize(
