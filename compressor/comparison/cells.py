@@ -31,7 +31,7 @@ class Bench:
 
     def __init__(
         self, task: Task, folder: Path, allowed: float, confidence: float, stop_at: float, recover: Recover | None,
-        weights: str | None = None,
+        weights: str,
     ) -> None:  # fmt: skip
         self.task, self.folder, self.recover, self.weights = task, folder, recover, weights
         self.allowed, self.confidence = allowed, confidence
@@ -69,7 +69,7 @@ class Bench:
         if known is not None and known.get("weights", self.weights) == self.weights:  # earlier versions noted none
             return known
         about = {"method": name, "seed": self.task.seed, "share": share, "measure": self.task.measure}
-        about |= {} if self.weights is None else {"weights": self.weights}
+        about["weights"] = self.weights
         try:
             cell = {**about, **self._measured(name, method, share)}
         except CompressorError as error:

@@ -72,10 +72,10 @@ class Trial:
         worst = _gap(got, expected)
         if worst <= self.rounding:
             return None
-        blur = self._amplified(whole, expected)
-        if worst <= min(BLUR * blur, MOST * self.rounding):
+        blur, most = BLUR * self._amplified(whole, expected), MOST * self.rounding
+        if worst <= min(blur, most):
             return None
-        if draw > 0 and not near and BLUR * blur > MOST * self.rounding:
+        if draw > 0 and not near and blur > most:
             return self.difference(kept, draw, near=True)
         return f"dry run: outputs changed by {worst:.0e} when units were cut"
 
