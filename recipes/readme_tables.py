@@ -137,7 +137,18 @@ def compare(contents: dict[str, dict[str, Any]]) -> str:
     plain = [c for name, c in contents.items() if c["measure"] == "params" and not name.endswith(other)]
     mean = statistics.geometric_mean(content["against"]["best_peer"]["value"] for content in plain)
     lines += ["", f"Geometric mean of peer / ours by parameters over these {len(plain)} networks: {mean:.2f}."]
+    lines += ["", *(_against_unrecovered(name, contents) for name in sorted(contents) if name.endswith("_recovered"))]
     return "\n".join(lines)
+
+
+def _against_unrecovered(name: str, contents: dict[str, dict[str, Any]]) -> str:
+    """Ours with recovery against the best peer without, where peers were measured from too small a size on."""
+    plain = name.removesuffix("_recovered")
+    ours, peer = contents[name]["methods"]["ours"]["reached"], contents[plain]["against"]["best_peer"]["method"]
+    theirs = contents[plain]["methods"][peer]["reached"]
+    ratio = statistics.geometric_mean(theirs[seed]["share"] / ours[seed]["share"] for seed in ours)
+    first = f"- *{plain} (recovered)*, measured from {max(contents[name]['recipe']['compare']['sizes']):.0%} on"
+    return f"{first}: the best peer *without* recovery ({peer}) / ours with it is {ratio:.2f}."
 
 
 def _shares(content: dict[str, Any], method: str) -> str:
