@@ -111,6 +111,13 @@ class Tuned(Part):
         return self.difference
 
 
+class Pilot(Part):
+    """A short training before the recovery: the peak of its learning rate, and the distance after it, if finite."""
+
+    rate: float
+    distance: float | None
+
+
 class Recovered(Part):
     """How a candidate learned the original's outputs again: steps taken, and the tune split before and after.
 
@@ -132,8 +139,7 @@ class Recovered(Part):
     kept: bool = True
     """False where the tune split's answers became worse: the network is the one from before the recovery."""
     stopped: str | None = None
-    tries: Count = 1
-    """How often the steps were taken, each time at a lower learning rate."""
+    pilots: list[Pilot] = []
 
 
 class Candidate(Part):

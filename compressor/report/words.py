@@ -215,10 +215,7 @@ def recovery_sentence(record: Record) -> str | None:
     ]
     went = " -> ".join("-" if figure is None else f"{figure:.2f}" for figure in figures)
     nearer = f"{plain(found.measure)} {number(found.before)} -> {number(found.after)}"
-    again = f"{found.tries} tries (each at a lower learning rate) of " if found.tries > 1 else ""
-    took = (
-        f"{again}{found.steps:,} steps, {found.epochs:g} epochs of {found.samples:,} inputs, {duration(found.seconds)}"
-    )
+    took = f"{found.steps:,} steps, {found.epochs:g} epochs of {found.samples:,} inputs, {duration(found.seconds)}"
     took += f" in {record.processes} processes" if record.processes > 1 else ""
     what = "Recovered by distillation, without labels" if found.kept else "Recovery did not help and was not kept"
     return f"{what}: tune {metric} {went}, {nearer}; {took}"

@@ -19,7 +19,7 @@ from compressor.algebra.probabilities import beside_zero
 from compressor.errors import DataError, ModelError
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
-from compressor.training.augment import augmented, mixed, mixing
+from compressor.training.augment import augmented, viewed, views
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
 from compressor.training.targets import refuse_targets
 from compressor.training.together import Team
@@ -57,7 +57,8 @@ class TrainOptions:
     steps: int | None = None
     """Exactly so many steps, in place of `epochs`."""
     mix: bool = False
-    """Every input is a random average of two; labels are dropped: for a loss that asks the inputs only."""
+    """Half of the inputs are mixed with others, images also cut and moved by a pixel; labels are dropped: for a loss
+    that asks the inputs only."""
     frozen_modes: bool = False
     """The network stays in eval mode: batch norms keep their running statistics and use them, dropout is off."""
     schedule: Schedule = "one_cycle"
@@ -289,10 +290,10 @@ class _Run:
         """This process's part of the batch of these samples, and its share of it; only what it needs is read."""
         own, share = self.team.part(len(ids))
         if self.options.mix:
-            weight, partner = mixing(len(ids), self.draws)
-            needed, places = torch.cat([own, partner[own]]).unique(return_inverse=True)
+            how = views(len(ids), self.draws).of(own)
+            needed, places = torch.cat([own, how.partner]).unique(return_inverse=True)
             first, second = places.split(len(own))
-            inputs, labels = mixed(self.samples.batch(ids[needed])[0], first, second, weight[own]), None
+            inputs, labels = viewed(self.samples.batch(ids[needed])[0], first, second, how), None
         else:
             inputs, labels = self.samples.batch(ids[own])
 

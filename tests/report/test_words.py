@@ -1,5 +1,5 @@
 import pytest
-from report_samples import RECOVERED, passed
+from report_samples import passed
 
 from compressor.report.record import validate
 from compressor.report.words import (
@@ -13,7 +13,6 @@ from compressor.report.words import (
     percent,
     plain,
     points,
-    recovery_sentence,
     share_of,
 )
 
@@ -87,12 +86,3 @@ def test_single_predictions_that_miss_the_whole_are_explained():
     assert "decided by measured losses" in str(ablation_sentence(validate(record)))
     record["ablation"]["together"] = {**record["ablation"]["together"], "predicted": 9e-3}
     assert "decided by measured losses" not in str(ablation_sentence(validate(record)))
-
-
-@pytest.mark.parametrize(
-    ("tries", "said"), [(1, "; 1,080 steps"), (3, "3 tries (each at a lower learning rate) of 1,080")]
-)
-def test_steps_that_were_taken_again_are_said(tries: int, said: str) -> None:
-    sentence = recovery_sentence(validate({**passed(), "recover": {**RECOVERED, "tries": tries}}))
-    assert sentence is not None
-    assert said in sentence

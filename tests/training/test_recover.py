@@ -16,7 +16,7 @@ from compressor.sources.samples import Samples, as_samples
 from compressor.training import recover as module
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, TrainOptions, accuracy, steps_per_epoch, train
-from compressor.training.recover import OPTIONS, Teacher, recover, steps_of
+from compressor.training.recover import OPTIONS, PILOT, RATES, Teacher, recover, steps_of
 
 FAST = replace(OPTIONS, batch=64)
 
@@ -69,8 +69,9 @@ def test_improves_without_labels_and_changes_nothing_given(digits: Digits) -> No
     assert (about.steps, about.epochs) == (60, round(60 / (len(samples) // 64), 2))
     assert [step for step, _ in about.checks] == [0, *(6 * place for place in range(1, CHECKS + 1))]
     assert about.after == min(value for _, value in about.checks)
-    assert len(done) == 60
-    assert done[-1] == 1
+    assert len(done) == 60 + 6 * len(RATES)
+    assert done == sorted(done)
+    assert done[-1] == pytest.approx(1)
     assert small.training
     assert not made.training
     assert torch.equal(torch.get_rng_state(), state)
@@ -112,12 +113,17 @@ def test_never_worse_than_before(digits: Digits, rate: float) -> None:
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
 
 
-def test_a_rate_that_is_too_high_is_tried_again_at_a_tenth(digits: Digits) -> None:
+def test_pilots_choose_the_rate(digits: Digits) -> None:
     model, samples, tune, _ = digits
-    _, about = recover(hurt(model, 0.1), model, samples, tune, 40, options=replace(FAST, lr=0.5))
-    assert about.tries == {0.05: 2, 0.005: 3}[round(about.rate, 6)]
-    assert about.best_step > 0
-    assert about.after < about.before
+    found = []
+    for damage in (0.05, 1.0):  # what lost little needs a low rate, what lost much a high one
+        about = recover(hurt(model, damage), model, samples, tune, 60, options=replace(FAST, lr=0.01))[1]
+        assert [rate for rate, _ in about.pilots] == [0.01 * share for share in RATES]
+        assert about.rate == min(about.pilots, key=lambda pilot: pilot[1])[0]
+        assert about.best_step > 0
+        assert about.after < about.before
+        found.append(about.rate)
+    assert found[0] < found[1]
 
 
 class Watched(nn.Module):
@@ -210,8 +216,9 @@ def test_minutes_become_steps(digits: Digits, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(module, "train", ticking)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    assert known("5min") == (300 - 36) // 2
-    assert known("16min", parts=8) == (120 - 36) // 2
+    per_step = 2 * (1 + PILOT * len(RATES))
+    assert known("5min") == (300 - 36) // per_step
+    assert known("16min", parts=8) == (120 - 36) // per_step
     assert known("0.1min") == 1
 
 
