@@ -27,32 +27,44 @@ REQUEST = "request.txt"
 _TRAINING = "training"
 
 
+def request_marks(recipe: Recipe, specs: Sequence[str], base: Path, read: Iterable[str | None]) -> list[str]:
+    """What tells a request from others: its recipe and the files of the functions `specs`, and what it reads.
+
+    `read` is what tells its inputs (data, checkpoints) from others.
+    """
+    asked = {"recipe": resolved(recipe), "files": [code_of(spec, base) for spec in specs]}
+    return [hashlib.sha256(to_json(one).encode()).hexdigest() for one in (asked, list(read))]
+
+
+def code_of(spec: str, base: Path) -> str | None:
+    """What tells the file of a function from others; None for what is not in a file."""
+    found = find_factory(split_query(spec)[0], base)
+    return None if found is None else found.sha256
+
+
 def same_request(
-    claim: Claim, recipe: Recipe, specs: Sequence[str], base: Path, *, read: Iterable[str | None], force: bool,
-    results: Iterable[str], parts: str,
-) -> None:  # fmt: skip
+    claim: Claim, marks: list[str], *, force: bool, results: Iterable[str], parts: str, former: list[str] | None = None
+) -> None:
     """Refuse to mix the parts of another recipe, other code or other inputs with this one's; `force` removes them.
 
-    `specs` are the functions in files that the study calls, `read` what tells its inputs (data, checkpoints) from
-    others, `results` the names of what it writes, `parts` the folder of its parts (`*.json`). Raises UsageError where
-    the folder was begun by another request.
+    `marks` are those of `request_marks`, `former` those that an earlier version gave the same request; `results` the
+    names of what the study writes, `parts` the folder of its parts (`*.json`). Raises UsageError where the folder was
+    begun by another request.
     """
-    found = [find_factory(split_query(spec)[0], base) for spec in specs]
-    asked = {"recipe": resolved(recipe), "files": [None if one is None else one.sha256 for one in found]}
-    marks = [hashlib.sha256(to_json(one).encode()).hexdigest() for one in (asked, list(read))]
     path = claim.path / REQUEST
     if force:
         claim.clear((REQUEST, *results))
         for part in (claim.path / parts).glob("*.json"):
             part.unlink()
     known = path.read_text(encoding="utf-8").split() if path.is_file() else marks
-    if known != marks[: len(known)] or not known:  # folders of earlier versions hold the first mark alone
+    fits = [each for each in (marks, former or []) if known and known == each[: len(known)]]
+    if not fits:  # folders of earlier versions hold the first mark alone
         raise UsageError(
             f"output folder '{claim.path}'",
             f"{parts} of another recipe, or of code, data or checkpoints that have changed since",
             "the recipe that began it", "use --force to measure again, or another folder.",
         )  # fmt: skip
-    write_text(path, "\n".join(marks) + "\n")
+    write_text(path, "\n".join(fits[0]) + "\n")
     (claim.path / parts).mkdir(exist_ok=True)
 
 

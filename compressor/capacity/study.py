@@ -24,7 +24,7 @@ from compressor.recording import machine, versions
 from compressor.report.capacity import write_capacity
 from compressor.sources.contents import content
 from compressor.stages import Report, silent
-from compressor.studies import part_of, same_request
+from compressor.studies import part_of, request_marks, same_request
 
 SCHEMA = 1
 STUDY, TRIALS, PAGE = "study.json", "trials.csv", "report.html"
@@ -46,10 +46,9 @@ def run_capacity(
     settings = settings_of(recipe)
     claim = claim_folder(out, resume=resume, force=force)
     try:
-        same_request(
-            claim, _same_everywhere(recipe), [recipe.model, recipe.data], base, read=_inputs(recipe, settings, base),
-            force=force, results=(STUDY, TRIALS, PAGE), parts=RUNGS,
-        )  # fmt: skip
+        same_everywhere, read = _same_everywhere(recipe), _inputs(recipe, settings, base)
+        marks = request_marks(same_everywhere, [recipe.model, recipe.data], base, read)
+        same_request(claim, marks, force=force, results=(STUDY, TRIALS, PAGE), parts=RUNGS)
         _prepare(claim, force)
         rungs = _climb(recipe, settings, base, claim.path, report)
         found = _summed_up(recipe, rungs, settings, claim.path, command)

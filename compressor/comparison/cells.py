@@ -26,14 +26,15 @@ class Bench:
     """Runs the cells of one trained network; cells that are there already are read, not run again.
 
     A method's own faults are results: its cell holds the error, and the method is not asked for smaller sizes. Cells
-    say which `weights` they were measured on; those of others are run again.
+    say which `weights` they were measured on, and by what `code`; those of others are run again.
     """
 
     def __init__(
         self, task: Task, folder: Path, allowed: float, confidence: float, stop_at: float, recover: Recover | None,
-        weights: str,
+        noted: Mapping[str, Mapping[str, str]],
     ) -> None:  # fmt: skip
-        self.task, self.folder, self.recover, self.weights = task, folder, recover, weights
+        """`noted` is what each method's cells are told from others by."""
+        self.task, self.folder, self.recover, self.noted = task, folder, recover, noted
         self.allowed, self.confidence = allowed, confidence
         self.stop_at = max(stop_at, allowed)  # before the allowed loss nothing is known of where a method crosses it
         self.whole = size(task.model, task.example)
@@ -66,10 +67,10 @@ class Bench:
         """The cell of one method at one size, from its file where that is there."""
         path = self.folder / f"seed{self.task.seed}-{name}-{share:.4f}.json"
         known = json.loads(path.read_bytes()) if path.is_file() else None
-        if known is not None and known.get("weights", self.weights) == self.weights:  # earlier versions noted none
-            return known
-        about = {"method": name, "seed": self.task.seed, "share": share, "measure": self.task.measure}
-        about["weights"] = self.weights
+        noted = self.noted[name]
+        if known is not None and all(known.get(key, noted[key]) == noted[key] for key in noted):
+            return known  # earlier versions noted less
+        about = {"method": name, "seed": self.task.seed, "share": share, "measure": self.task.measure, **noted}
         try:
             cell = {**about, **self._measured(name, method, share)}
         except CompressorError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -24,12 +25,12 @@ from compressor.options import parse_recover
 from compressor.planning.search import Tuned
 from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture
-from compressor.sections import CompressSection
+from compressor.sections import CompareSection, CompressSection
 from compressor.sources.contents import content
 from compressor.sources.data import Data, load_data
 from compressor.sources.models import load_model
 from compressor.stages import Report, silent
-from compressor.studies import Wanted, network, part_of, same_request, training_of, weights_file
+from compressor.studies import Wanted, code_of, network, part_of, request_marks, same_request, training_of, weights_file
 from compressor.verify.accuracy import outputs_of
 
 CELLS = "cells"
@@ -53,9 +54,10 @@ def run_comparison(
     claim = claim_folder(out, resume=resume, force=force)
     try:
         data = load_data(recipe.data_spec, base=base)
+        read, called = _inputs(recipe, data, base), [recipe.model, *recipe.compare.methods.values()]
         same_request(
-            claim, recipe, [recipe.model, *recipe.compare.methods.values()], base, read=_inputs(recipe, data, base),
-            force=force, results=(SUMMARY, PICTURE), parts=CELLS,
+            claim, request_marks(_without_growth(recipe), [recipe.model], base, read), force=force,
+            results=(SUMMARY, PICTURE), parts=CELLS, former=request_marks(recipe, called, base, read),
         )  # fmt: skip
         about: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
@@ -68,6 +70,14 @@ def run_comparison(
         return found
     finally:
         claim.release()
+
+
+def _without_growth(recipe: Recipe) -> Recipe:
+    """The recipe without what may be added or taken away between two runs into one folder: cells of methods, sizes and
+    seeds that stay are not measured again (each says which code it is of)."""
+    assert recipe.compare is not None
+    plain = CompareSection(methods={"ours": "ours"}, sizes=(0.5,), measure=recipe.compare.measure)
+    return recipe.model_copy(update={"compare": plain, "description": ""})
 
 
 def _refuse_unread(recipe: Recipe) -> None:
@@ -101,10 +111,17 @@ def _one_network(
     model, weights = network(wanted, base, data.train, report)
     task = Task(model, data, recipe.compare.measure, seed, _widths(recipe, base, seed), options)
     allowed, confidence = recipe.compress.max_drop, recipe.compress.confidence
-    bench = Bench(task, folder / CELLS, allowed, confidence, recipe.compare.stop_at, _recovery(recipe, task), weights)
+    codes = {name: _code(spec, base) for name, spec in recipe.compare.methods.items()}
+    noted = {name: {"weights": weights, "code": code} for name, code in codes.items()}
+    bench = Bench(task, folder / CELLS, allowed, confidence, recipe.compare.stop_at, _recovery(recipe, task), noted)
     only = recipe.compare.only
     bench.run({name: (method, only.get(name, recipe.compare.sizes)) for name, method in methods.items()}, report)
     return {"seed": seed, "weights": weights, **bench.original()}
+
+
+def _code(spec: str, base: Path) -> str:
+    """Tells a method from others of its name: what it is called with, and its file."""
+    return hashlib.sha256(f"{spec} {code_of(spec, base)}".encode()).hexdigest()
 
 
 def _recovery(recipe: Recipe, task: Task) -> Recover | None:
