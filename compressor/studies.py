@@ -32,14 +32,9 @@ def request_marks(recipe: Recipe, specs: Sequence[str], base: Path, read: Iterab
 
     `read` is what tells its inputs (data, checkpoints) from others.
     """
-    asked = {"recipe": resolved(recipe), "files": [code_of(spec, base) for spec in specs]}
+    found = [find_factory(split_query(spec)[0], base) for spec in specs]
+    asked = {"recipe": resolved(recipe), "files": [None if one is None else one.sha256 for one in found]}
     return [hashlib.sha256(to_json(one).encode()).hexdigest() for one in (asked, list(read))]
-
-
-def code_of(spec: str, base: Path) -> str | None:
-    """What tells the file of a function from others; None for what is not in a file."""
-    found = find_factory(split_query(spec)[0], base)
-    return None if found is None else found.sha256
 
 
 def same_request(

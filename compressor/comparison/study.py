@@ -26,11 +26,12 @@ from compressor.planning.search import Tuned
 from compressor.recipe import Recipe
 from compressor.report.curves import comparison_picture
 from compressor.sections import CompareSection, CompressSection
-from compressor.sources.contents import content
+from compressor.sources.contents import code, content
 from compressor.sources.data import Data, load_data
+from compressor.sources.factories import find_factory, split_query
 from compressor.sources.models import load_model
 from compressor.stages import Report, silent
-from compressor.studies import Wanted, code_of, network, part_of, request_marks, same_request, training_of, weights_file
+from compressor.studies import Wanted, network, part_of, request_marks, same_request, training_of, weights_file
 from compressor.verify.accuracy import outputs_of
 
 CELLS = "cells"
@@ -120,8 +121,10 @@ def _one_network(
 
 
 def _code(spec: str, base: Path) -> str:
-    """Tells a method from others of its name: what it is called with, and its file."""
-    return hashlib.sha256(f"{spec} {code_of(spec, base)}".encode()).hexdigest()
+    """Tells a method from others of its name: what it is called with, its file and those beside it that it imports."""
+    found = find_factory(split_query(spec)[0], base)
+    of_file = code(Path(found.place)) if found is not None and found.is_file else None
+    return hashlib.sha256(f"{spec} {of_file}".encode()).hexdigest()
 
 
 def _recovery(recipe: Recipe, task: Task) -> Recover | None:

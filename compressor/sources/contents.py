@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,6 +26,33 @@ def content(spec: str, base: Path) -> str | None:
         if place and (path / "config.json").is_file():
             return _of_folder(path)
     return None
+
+
+def code(path: Path) -> str:
+    """sha256 of a Python file and of the files beside it that it imports, and those import, by their names."""
+    seen: dict[str, str] = {}
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        if file.name not in seen:
+            seen[file.name] = file_sha256(file)
+            waiting += [beside for name in _imports(file) if (beside := path.parent / f"{name}.py").is_file()]
+    return sha256("".join(f"{name} {mark}\n" for name, mark in sorted(seen.items())).encode()).hexdigest()
+
+
+def _imports(file: Path) -> set[str]:
+    """First parts of the names of the modules that a file imports, anywhere in it; none where it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return set()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def _of_folder(folder: Path) -> str:
