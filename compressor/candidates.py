@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,8 +84,9 @@ class Recoverer:
         self, small: nn.Module, before: Outputs, tuned: Tuned, compare: Compare, progress: Callable[[float], None],
         score: Score | None = None,
     ) -> tuple[nn.Module, Tuned, dict[str, Any]]:  # fmt: skip
-        """The recovered network, or `small` itself where recovery made its answers on the tune split worse.
+        """The recovered network, or `small` itself where recovery made its answers on the tune split clearly worse.
 
+        Clearly is by more than a standard error: answers of a tune split change by chance, outputs hardly do.
         `before` are the original's answers there, `tuned` says how `small` compares with them. With the network come
         its own comparison and what is to be recorded.
         """
@@ -93,7 +95,7 @@ class Recoverer:
         about["tune"] = {
             name: tune_figures(found, before, score) for name, found in (("before", tuned), ("after", after))
         }
-        about["kept"] = after.difference >= tuned.difference
+        about["kept"] = after.difference >= tuned.difference - math.hypot(after.error, tuned.error)
         if about["kept"]:
             return made, after, about
         return small, tuned, about  # nearer to the original's outputs, yet not to its answers: overfitted

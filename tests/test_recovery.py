@@ -19,12 +19,15 @@ from compressor.api import Result
 from compressor.errors import DataError, UsageError
 from compressor.jobs import from_recipe
 from compressor.options import Options, parse_recover
+from compressor.planning.search import Tuned
 from compressor.recipe import parse_recipe
 from compressor.report.record import validate
 from compressor.report.words import recovery_sentence
+from compressor.sources.samples import as_samples
 from compressor.training import recover
 from compressor.training.budget import Budget
 from compressor.training.loop import TrainOptions
+from compressor.verify.accuracy import Outputs
 
 
 def network() -> nn.Module:
@@ -199,6 +202,30 @@ def test_a_recovery_that_loses_answers_is_not_kept(monkeypatch: pytest.MonkeyPat
     assert result.record["search"][0]["tune"] == plain.record["search"][0]["tune"]
     assert any("lost on the tune split" in text for text in result.record["warnings"])
     assert "not kept" in (recovery_sentence(validate(result.record)) or "")
+
+
+class Done(candidates.Recoverer):
+    """A recovery that is over."""
+
+    def __call__(self, *_: Any) -> tuple[nn.Module, dict[str, Any]]:
+        return nn.Identity(), {}
+
+
+@pytest.mark.parametrize(
+    ("losses", "gains", "kept"),
+    [(60, 40, True), (67, 40, True), (90, 40, False), (0, 0, True)],
+    ids=["the same", "worse by chance", "clearly worse", "the original's own"],
+)
+def test_answers_that_changed_by_chance_do_not_undo_a_recovery(losses: int, gains: int, kept: bool) -> None:
+    """On 1,500 samples; the outputs are nearer to the original's by the criterion."""
+    empty = as_samples(torch.zeros(4, 2))
+    recoverer = Done(Budget.parse("1st"), nn.Identity(), empty, empty, seed=0)
+    before = Outputs(torch.zeros(1500, 2), torch.zeros(1500, dtype=torch.int64), "output", torch.float32)
+    small, after = nn.ReLU(), Tuned(losses, gains, 1500)
+    made, tuned, about = recoverer.better(small, before, Tuned(60, 40, 1500), lambda _: after, lambda _: None)
+    assert about["kept"] is kept
+    assert (made is small) is not kept
+    assert (tuned is after) is kept
 
 
 def test_smaller_batches_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:

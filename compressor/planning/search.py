@@ -31,6 +31,11 @@ class Tuned:
         """Accuracy (or agreement) difference in percentage points."""
         return 100.0 * (self.gains - self.losses) / max(self.samples, 1)
 
+    @property
+    def error(self) -> float:
+        """Standard error of the difference, in points (of scores at most that)."""
+        return 100.0 * math.sqrt(self.losses + self.gains) / max(self.samples, 1)
+
     def expected_lower(self, judge_samples: int, confidence: float) -> float:
         """The lower bound in points that `judge_samples` samples with these rates would give."""
         scale = judge_samples / max(self.samples, 1)

@@ -137,7 +137,7 @@ class Recovered(Part):
     seconds: float
     tune: dict[Literal["before", "after"], Tuned]
     kept: bool = True
-    """False where the tune split's answers became worse: the network is the one from before the recovery."""
+    """False where the tune split's answers became clearly worse: the network is the one from before the recovery."""
     stopped: str | None = None
     pilots: list[Pilot] = []
 
