@@ -137,18 +137,28 @@ def compare(contents: dict[str, dict[str, Any]]) -> str:
     plain = [c for name, c in contents.items() if c["measure"] == "params" and not name.endswith(other)]
     mean = statistics.geometric_mean(content["against"]["best_peer"]["value"] for content in plain)
     lines += ["", f"Geometric mean of peer / ours by parameters over these {len(plain)} networks: {mean:.2f}."]
-    lines += ["", *(_against_unrecovered(name, contents) for name in sorted(contents) if name.endswith("_recovered"))]
+    lines += ["", *(_with_recovery(name, contents) for name in sorted(contents) if name.endswith("_recovered"))]
     return "\n".join(lines)
 
 
-def _against_unrecovered(name: str, contents: dict[str, dict[str, Any]]) -> str:
-    """Ours with recovery against the best peer without, where peers were measured from too small a size on."""
+def _with_recovery(name: str, contents: dict[str, dict[str, Any]]) -> str:
+    """What ours and the best peer still need without and with recovery, as geometric means over the seeds."""
     plain = name.removesuffix("_recovered")
-    ours, peer = contents[name]["methods"]["ours"]["reached"], contents[plain]["against"]["best_peer"]["method"]
-    theirs = contents[plain]["methods"][peer]["reached"]
-    ratio = statistics.geometric_mean(theirs[seed]["share"] / ours[seed]["share"] for seed in ours)
-    first = f"- *{plain} (recovered)*, measured from {max(contents[name]['recipe']['compare']['sizes']):.0%} on"
-    return f"{first}: the best peer *without* recovery ({peer}) / ours with it is {ratio:.2f}."
+
+    def step(which: str) -> str:
+        before, after = (
+            statistics.geometric_mean(end["share"] for end in contents[one]["methods"][method]["reached"].values())
+            for one, method in ((one, _of(contents[one], which)) for one in (plain, name))
+        )
+        return f"{before:.1%} to {after:.1%}"
+
+    return (
+        f"- *{plain}*: recovery takes ours from {step('ours')}, the best peer from {step('peer')} (means of the seeds)."
+    )
+
+
+def _of(content: dict[str, Any], which: str) -> str:
+    return "ours" if which == "ours" else content["against"]["best_peer"]["method"]
 
 
 def _shares(content: dict[str, Any], method: str) -> str:
