@@ -37,7 +37,7 @@ RATES = (1.0, 0.3, 0.1, 0.03)
 PILOT = 0.1
 """Share of the steps that each pilot takes."""
 TIE = 1.05
-"""Pilots this near to the best one count as equal, and the highest of their rates is taken: short runs favour low ones."""
+"""Pilots this near to the best one are equal, and the highest of their rates is taken: short runs favour low ones."""
 ALREADY_THERE = 1e-9
 """A distance from the original that leaves nothing to try for."""
 CHECK_BATCH = 250
