@@ -210,7 +210,8 @@ def test_recovery_is_shared(answers: dict[str, Any], terminal: Terminal, monkeyp
     )
     for about in (found, alone):
         about["checks"] = [value for _, value in about["checks"]]
-    distances = {key: pytest.approx(alone.pop(key), rel=1e-2) for key in ("before", "after", "checks")}
+        about["pilots"] = [pilot["distance"] for pilot in about["pilots"]]
+    distances = {key: pytest.approx(alone.pop(key), rel=1e-2) for key in ("before", "after", "checks", "pilots")}
     assert found == {**alone, **distances}
     assert kept(answers["folder"] / "out_recover") == kept(answers["folder"] / "alone")
 
