@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,8 +36,6 @@ RATES = (1.0, 0.3, 0.1, 0.03)
 """Shares of the peak rate that pilots try: a network that lost much needs a high one, one that lost little a low."""
 PILOT = 0.1
 """Share of the steps that each pilot takes."""
-TIE = 1.05
-"""Pilots this near to the best one are equal, and the highest of their rates is taken: short runs favour low ones."""
 ALREADY_THERE = 1e-9
 """A distance from the original that leaves nothing to try for."""
 CHECK_BATCH = 250
@@ -111,7 +109,7 @@ def recover(
         options = replace(options, steps=steps, seed=seed, bf16=options.bf16 and teacher.classes)
         student, show = _trainable(small), _Parts(progress)
         pilots = _pilots(student, samples, teacher, options, show)
-        rate = _chosen(pilots) if pilots else options.lr
+        rate = min(pilots, key=lambda pilot: (pilot[1], pilot[0]))[0] if pilots else options.lr
         learner, report = train(
             student, samples, replace(options, lr=rate), loss=teacher.loss, device=teacher.device,
             progress=show.last, criterion=teacher.distance, shared=True,
@@ -165,12 +163,6 @@ def _pilots(
             distance = math.inf
         found.append((rate, distance if math.isfinite(distance) else math.inf))
     return tuple(found)
-
-
-def _chosen(pilots: Sequence[tuple[float, float]]) -> float:
-    """The highest rate whose pilot came about as near as the best one's; the lowest where no loss was finite."""
-    least = min(distance for _, distance in pilots)
-    return max((rate for rate, distance in pilots if distance <= TIE * least < math.inf), default=min(pilots)[0])
 
 
 def _best(report: TrainingReport) -> tuple[int, float]:
