@@ -143,11 +143,11 @@ def compare(contents: dict[str, dict[str, Any]]) -> str:
 
 def _with_recovery(name: str, contents: dict[str, dict[str, Any]]) -> str:
     """What ours and the best peer still need without and with recovery, as geometric means over the seeds."""
-    plain = name.removesuffix("_recovered")
+    plain, seeds = name.removesuffix("_recovered"), [str(one["seed"]) for one in contents[name]["networks"]]
 
     def step(which: str) -> str:
         before, after = (
-            statistics.geometric_mean(end["share"] for end in contents[one]["methods"][method]["reached"].values())
+            statistics.geometric_mean(contents[one]["methods"][method]["reached"][seed]["share"] for seed in seeds)
             for one, method in ((one, _of(contents[one], which)) for one in (plain, name))
         )
         return f"{before:.1%} to {after:.1%}"

@@ -211,7 +211,8 @@ def test_recovery_is_shared(answers: dict[str, Any], terminal: Terminal, monkeyp
     for about in (found, alone):
         about["checks"] = [value for _, value in about["checks"]]
         about["pilots"] = [pilot["distance"] for pilot in about["pilots"]]
-    distances = {key: pytest.approx(alone.pop(key), rel=1e-2) for key in ("before", "after", "checks", "pilots")}
+    rounding = {"before": 1e-2, "pilots": 1e-2, "after": 1e-2, "checks": 3e-2}  # grows while the rate is high
+    distances = {key: pytest.approx(alone.pop(key), rel=most) for key, most in rounding.items()}
     assert found == {**alone, **distances}
     assert kept(answers["folder"] / "out_recover") == kept(answers["folder"] / "alone")
 
