@@ -216,6 +216,7 @@ def recovery_sentence(record: Record) -> str | None:
     went = " -> ".join("-" if figure is None else f"{figure:.2f}" for figure in figures)
     nearer = f"{plain(found.measure)} {number(found.before)} -> {number(found.after)}"
     took = f"{found.steps:,} steps, {found.epochs:g} epochs of {found.samples:,} inputs, {duration(found.seconds)}"
+    took += f", learning rate {found.rate:.2g} (best of {len(found.pilots)} tried)" if found.pilots else ""
     took += f" in {record.processes} processes" if record.processes > 1 else ""
     what = "Recovered by distillation, without labels" if found.kept else "Recovery did not help and was not kept"
     return f"{what}: tune {metric} {went}, {nearer}; {took}"

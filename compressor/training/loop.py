@@ -111,7 +111,8 @@ def train(
     `criterion` the weights that it liked best come back, those given included, and a loss that is no longer finite
     only ends the training. With `shared` all processes of a group train it, each on its part of every batch, and all
     end with the weights that one process would have, up to the rounding of sums; norms must be frozen then (they would
-    see one part only), and inputs may be mixed but not moved. `criterion` must answer the same in each.
+    see one part only), and inputs may be mixed, but neither `flip` nor `shift` moves them. `criterion` must answer the
+    same in each.
     Raises DataError where the loss needs labels and there are none or none that fit, ModelError where the loss is no
     longer finite, ValueError for options that cannot be shared.
     """
@@ -174,7 +175,7 @@ def forward(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
-class _Diverged(ModelError):
+class DivergedError(ModelError):
     """The loss is no longer finite."""
 
 
@@ -217,7 +218,7 @@ class _Run:
             while self._done() < 1:
                 mean, right = self._epoch(len(losses), progress)
                 losses.append(mean)
-        except _Diverged as error:
+        except DivergedError as error:
             if self.criterion is None:
                 raise
             stopped = f"{error.got} at {error.where}"
@@ -276,7 +277,7 @@ class _Run:
         own.backward()
         value = self.team.join(own, self.weights, share)
         if not math.isfinite(value):
-            raise _Diverged(
+            raise DivergedError(
                 f"training, step {self.steps + 1}",
                 f"a loss of {value}",
                 "a finite loss",

@@ -19,11 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.errors import ModelError
 from compressor.observe.processes import in_step
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.training.budget import Budget
-from compressor.training.loop import CHECKS, Progress, TrainingReport, TrainOptions, forward, steps_per_epoch, train
+from compressor.training.loop import (
+    CHECKS,
+    DivergedError,
+    Progress,
+    TrainingReport,
+    TrainOptions,
+    forward,
+    steps_per_epoch,
+    train,
+)
 from compressor.training.together import Team
 from compressor.units.fetched import place, room_of
 from compressor.units.modes import evaluating, home_of
@@ -149,7 +157,7 @@ def _pilots(
     with evaluating(small):
         if teacher.distance(small) <= ALREADY_THERE:
             return ()
-    short, found = replace(options, steps=math.ceil(PILOT * (options.steps or 0))), list[tuple[float, float]]()
+    short, found = replace(options, steps=_pilot_steps(options.steps or 0)), list[tuple[float, float]]()
     for number, share in enumerate(RATES):
         rate = share * options.lr
         try:
@@ -159,7 +167,7 @@ def _pilots(
             )  # fmt: skip
             place(learner, teacher.device, room_of(small))
             distance = teacher.distance(learner)
-        except ModelError:  # a loss that was not finite
+        except DivergedError:
             distance = math.inf
         found.append((rate, distance if math.isfinite(distance) else math.inf))
     return tuple(found)
@@ -187,13 +195,26 @@ def steps_of(
     with in_step():
         teacher = Teacher(original, tune, home, classes)
         begun = time.perf_counter()
-        teacher.distance(small)
+        with evaluating(small):
+            teacher.distance(small)
         check = time.perf_counter() - begun
         step = _step_seconds(
             small, samples, replace(options, seed=seed), teacher, min(TIMED_SHARE * seconds, TIMED_SECONDS)
         )
-        left = seconds - (time.perf_counter() - started) - (CHECKS + 2 + len(RATES)) * check
-        return int(teacher.team.of_first(max(1, left // (step * (1 + PILOT * len(RATES))))))
+        left = seconds - (time.perf_counter() - started) - (CHECKS + 3 + len(RATES)) * check  # one is the original's
+        return int(teacher.team.of_first(_steps_within(left / step)))
+
+
+def _steps_within(affordable: float) -> int:
+    """The most steps that are affordable together with their pilots, whose steps are rounded up; one at least."""
+    steps = max(1, int(affordable / (1 + PILOT * len(RATES))))
+    while steps > 1 and steps + len(RATES) * _pilot_steps(steps) > affordable:
+        steps -= 1
+    return steps
+
+
+def _pilot_steps(steps: int) -> int:
+    return math.ceil(PILOT * steps)
 
 
 def _step_seconds(small: nn.Module, samples: Samples, options: TrainOptions, teacher: Teacher, limit: float) -> float:

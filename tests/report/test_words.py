@@ -1,5 +1,5 @@
 import pytest
-from report_samples import passed
+from report_samples import RECOVERED, passed
 
 from compressor.report.record import validate
 from compressor.report.words import (
@@ -13,6 +13,7 @@ from compressor.report.words import (
     percent,
     plain,
     points,
+    recovery_sentence,
     share_of,
 )
 
@@ -86,3 +87,10 @@ def test_single_predictions_that_miss_the_whole_are_explained():
     assert "decided by measured losses" in str(ablation_sentence(validate(record)))
     record["ablation"]["together"] = {**record["ablation"]["together"], "predicted": 9e-3}
     assert "decided by measured losses" not in str(ablation_sentence(validate(record)))
+
+
+def test_the_rate_that_pilots_chose_is_said():
+    pilots = [{"rate": rate, "distance": 0.1} for rate in (2e-3, 6e-4)]
+    chosen = recovery_sentence(validate({**passed(), "recover": {**RECOVERED, "rate": 6e-4, "pilots": pilots}}))
+    assert str(chosen).endswith(", learning rate 0.0006 (best of 2 tried)")
+    assert "learning rate" not in str(recovery_sentence(validate({**passed(), "recover": {**RECOVERED, "tries": 3}})))

@@ -16,7 +16,7 @@ from compressor.sources.samples import Samples, as_samples
 from compressor.training import recover as module
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, TrainOptions, accuracy, steps_per_epoch, train
-from compressor.training.recover import OPTIONS, PILOT, RATES, Teacher, recover, steps_of
+from compressor.training.recover import OPTIONS, RATES, Teacher, recover, steps_of
 
 FAST = replace(OPTIONS, batch=64)
 
@@ -216,9 +216,9 @@ def test_minutes_become_steps(digits: Digits, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(module, "train", ticking)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    per_step = 2 * (1 + PILOT * len(RATES))
-    assert known("5min") == (300 - 36) // per_step
-    assert known("16min", parts=8) == (120 - 36) // per_step
+    assert known("5min") == 92, "132 steps of 2 seconds are left: 92, and 4 pilots of 10"
+    assert known("16min", parts=8) == 30, "42 steps: 30, and 4 pilots of 3"
+    assert known("1min") == 8, "12 steps: 8, and 4 pilots of 1"
     assert known("0.1min") == 1
 
 
