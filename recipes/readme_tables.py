@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from pathlib import Path
 from typing import Any
+
+from columns import columns
+from comparison_table import compare
 
 from compressor.report.words import interval, points
 
@@ -16,11 +18,6 @@ NAMES = (
     *("strength", "recovered", "frontier", "compare", "exact_zoo", "latency", "costs", "capacity_costs", "capacity"),
     *("trust", "verdict_rates", "encoders", "real_files", "coverage", "throughput", "plan_cost"),
 )
-
-
-def columns(names: str) -> list[str]:
-    """The first two lines of a table, from its columns with ` | ` between them."""
-    return [f"| {names} |", "|---" * len(names.split(" | ")) + "|"]
 
 
 def strength(content: dict[str, Any]) -> str:
@@ -114,65 +111,6 @@ def costs(content: dict[str, Any]) -> str:
         lines.append(f"| {row['network']} {asked} | {row['seconds']['total']:.0f} | {parts} |")
     wide = content["path_of_4096_units_seconds"]
     return "\n".join([*lines, "", f"The path of a layer of 4,096 units: {wide:.0f} s ({content['threads']} threads)."])
-
-
-def compare(contents: dict[str, dict[str, Any]]) -> str:
-    """Share kept at the allowed loss: ours, the best peer's, a narrow network trained from scratch; over seeds."""
-    lines = columns("network | measure | seeds | ours | best peer | peer / ours | trained small: lost (ours)")
-    for name, content in sorted(contents.items()):
-        against, seeds = content["against"], len(content["networks"])
-        best = against["best_peer"]
-        rows = against.get("small_from_scratch", [])
-        ours, peer = _shares(content, "ours"), _shares(content, best["method"])
-        low, high = best["interval"] or (None, None)
-        bounds = "" if low is None else f" [{low:.2f}, {high:.2f}]"
-        ratio = f"**{best['value']:.2f}**{bounds}"
-        narrow = ", ".join(f"{row['lost']:.2f} ({row['ours_lost']:.2f}) at {row['share']:.0%}" for row in rows)
-        recipe = content["recipe"]
-        network = name.replace("_macs", "").replace("_lean", f" ({recipe['model_args'].get('width')} as wide)")
-        network = network.replace("_recovered", f" (recovered, {recipe['compress']['recover']})")
-        head = f"| {network} | {content['measure']} | {seeds}"
-        lines.append(f"{head} | {ours} | {peer} ({best['method']}) | {ratio} | {narrow} |")
-    other = ("_recovered", "_lean")
-    plain = [c for name, c in contents.items() if c["measure"] == "params" and not name.endswith(other)]
-    mean = statistics.geometric_mean(content["against"]["best_peer"]["value"] for content in plain)
-    lines += ["", f"Geometric mean of peer / ours by parameters over these {len(plain)} networks: {mean:.2f}."]
-    lines += ["", *(_with_recovery(name, contents) for name in sorted(contents) if name.endswith("_recovered"))]
-    return "\n".join(lines)
-
-
-def _with_recovery(name: str, contents: dict[str, dict[str, Any]]) -> str:
-    """What ours and the best peer still need without and with recovery, as geometric means over the seeds."""
-    plain, seeds = name.removesuffix("_recovered"), [str(one["seed"]) for one in contents[name]["networks"]]
-
-    def step(which: str) -> str:
-        before, after = (
-            statistics.geometric_mean(contents[one]["methods"][method]["reached"][seed]["share"] for seed in seeds)
-            for one, method in ((one, _of(contents[one], which)) for one in (plain, name))
-        )
-        return f"{before:.1%} to {after:.1%}"
-
-    return (
-        f"- *{plain}*: recovery takes ours from {step('ours')}, the best peer from {step('peer')} (means of the seeds)."
-    )
-
-
-def _of(content: dict[str, Any], which: str) -> str:
-    return "ours" if which == "ours" else content["against"]["best_peer"]["method"]
-
-
-def _shares(content: dict[str, Any], method: str) -> str:
-    """One share per seed: `<` where the curve ended before its crossing, `~` where it crossed before its first size."""
-    found = content["methods"][method]
-    coarse = {seed for seed in found["reached"] if _lost_at_once(found["cells"], int(seed), content["allowed"])}
-    marks = {seed: "<" if end["censored"] else "~" if seed in coarse else "" for seed, end in found["reached"].items()}
-    return ", ".join(f"{marks[seed]}{100 * end['share']:.1f}" for seed, end in found["reached"].items()) + " %"
-
-
-def _lost_at_once(cells: list[dict[str, Any]], seed: int, allowed: float) -> bool:
-    """Whether the largest size already lost too much: the share is read between it and the original itself."""
-    mine = [cell for cell in cells if cell["seed"] == seed and "error" not in cell]
-    return bool(mine) and max(mine, key=lambda cell: cell["share"])["lost"] > allowed
 
 
 def capacity_costs(content: dict[str, Any]) -> str:
