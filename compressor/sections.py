@@ -98,6 +98,10 @@ class CompareSection(Section):
         default=3.0, gt=0, description="points lost (more than max_drop) at which a method is asked for no smaller size"
     )
 
+    def sizes_of(self, method: str) -> tuple[Share, ...]:
+        """The sizes that one method is asked for."""
+        return self.only.get(method, self.sizes)
+
     @field_validator("methods")
     @classmethod
     def _names_of_files(cls, methods: dict[str, str]) -> dict[str, str]:

@@ -112,11 +112,9 @@ def _one_network(
     model, weights = network(wanted, base, data.train, report)
     task = Task(model, data, recipe.compare.measure, seed, _widths(recipe, base, seed), options)
     allowed, confidence = recipe.compress.max_drop, recipe.compress.confidence
-    codes = {name: _code(spec, base) for name, spec in recipe.compare.methods.items()}
-    noted = {name: {"weights": weights, "code": code} for name, code in codes.items()}
+    noted = {name: {"weights": weights, "code": _code(spec, base)} for name, spec in recipe.compare.methods.items()}
     bench = Bench(task, folder / CELLS, allowed, confidence, recipe.compare.stop_at, _recovery(recipe, task), noted)
-    only = recipe.compare.only
-    bench.run({name: (method, only.get(name, recipe.compare.sizes)) for name, method in methods.items()}, report)
+    bench.run({name: (method, recipe.compare.sizes_of(name)) for name, method in methods.items()}, report)
     return {"seed": seed, "weights": weights, **bench.original()}
 
 

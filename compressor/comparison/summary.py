@@ -25,7 +25,7 @@ def summary(recipe: Recipe, networks: Sequence[Mapping[str, Any]], cells: Path, 
     measure, allowed = recipe.compare.measure, recipe.compress.max_drop
     methods: dict[str, Any] = {}
     for name in recipe.compare.methods:
-        sizes = recipe.compare.only.get(name, recipe.compare.sizes)  # a folder may hold others that were asked before
+        sizes = recipe.compare.sizes_of(name)  # a folder may hold others that were asked before
         mine = [c for c in found if c["method"] == name and c["seed"] in seeds and c["share"] in sizes]
         ends = {seed: _reached(mine, seed, measure, allowed) for seed in seeds}
         methods[name] = {

@@ -24,6 +24,7 @@ from compressor.sources.samples import Batch, Samples, batches
 from compressor.training.budget import Budget
 from compressor.training.loop import (
     CHECKS,
+    Criterion,
     DivergedError,
     Progress,
     TrainingReport,
@@ -115,13 +116,12 @@ def recover(
     with in_step():
         teacher = Teacher(original, tune, home, classes)
         options = replace(options, steps=steps, seed=seed, bf16=options.bf16 and teacher.classes)
-        student, show = _trainable(small), _Parts(progress)
-        pilots = _pilots(student, samples, teacher, options, show)
+        student = _trainable(small)
+        pilots = _pilots(student, samples, teacher, options, progress)
         rate = min(pilots, key=lambda pilot: (pilot[1], pilot[0]))[0] if pilots else options.lr
-        learner, report = train(
-            student, samples, replace(options, lr=rate), loss=teacher.loss, device=teacher.device,
-            progress=show.last, criterion=teacher.distance, shared=True,
-        )  # fmt: skip
+        learner, report = teacher.train(
+            student, samples, replace(options, lr=rate), _part(progress, len(RATES) * PILOT, 1.0), teacher.distance
+        )
     best_step, after = _best(report)
     made = Recovery(
         steps=steps, epochs=round(steps / steps_per_epoch(samples, options), 2), samples=len(samples),
@@ -133,44 +133,43 @@ def recover(
     return learner, made
 
 
-class _Parts:
-    """Progress of the pilots and of the training after them as one."""
-
-    def __init__(self, progress: Callable[[float], None] | None) -> None:
-        self.report = progress or (lambda _done: None)
-        self.share = PILOT / (1 + PILOT * len(RATES))
-
-    def pilot(self, number: int) -> Callable[[Progress], None]:
-        """What a pilot reports to."""
-        return lambda done: self.report(self.share * (number + done.done))
-
-    def last(self, done: Progress) -> None:
-        """What the training after them reports to."""
-        first = self.share * len(RATES)
-        self.report(first + (1 - first) * done.done)
+def _part(progress: Callable[[float], None] | None, before: float, size: float) -> Callable[[Progress], None] | None:
+    """Progress of a part as that of the pilots and the training together; 1 is the size of the training."""
+    if progress is None:
+        return None
+    return lambda done: progress((before + size * done.done) / (1 + PILOT * len(RATES)))
 
 
 def _pilots(
-    small: nn.Module, samples: Samples, teacher: Teacher, options: TrainOptions, show: _Parts
+    small: nn.Module,
+    samples: Samples,
+    teacher: Teacher,
+    options: TrainOptions,
+    progress: Callable[[float], None] | None,
 ) -> tuple[tuple[float, float], ...]:
     """(rate, distance afterwards) of a short training at each of RATES; none where there is nothing to gain."""
     with evaluating(small):
         if teacher.distance(small) <= ALREADY_THERE:
             return ()
-    short, found = replace(options, steps=_pilot_steps(options.steps or 0)), list[tuple[float, float]]()
+    found: list[tuple[float, float]] = []
     for number, share in enumerate(RATES):
-        rate = share * options.lr
-        try:
-            learner, _ = train(
-                small, samples, replace(short, lr=rate), loss=teacher.loss, device=teacher.device,
-                progress=show.pilot(number), shared=True,
-            )  # fmt: skip
-            place(learner, teacher.device, room_of(small))
-            distance = teacher.distance(learner)
-        except DivergedError:
-            distance = math.inf
-        found.append((rate, distance if math.isfinite(distance) else math.inf))
+        tried = replace(options, lr=share * options.lr, steps=_pilot_steps(options.steps or 0))
+        show = _part(progress, number * PILOT, PILOT)
+        found.append((tried.lr, _after_pilot(small, samples, teacher, tried, show)))
     return tuple(found)
+
+
+def _after_pilot(
+    small: nn.Module, samples: Samples, teacher: Teacher, options: TrainOptions,
+    progress: Callable[[Progress], None] | None,
+) -> float:  # fmt: skip
+    try:
+        learner, _ = teacher.train(small, samples, options, progress)
+    except DivergedError:
+        return math.inf
+    place(learner, teacher.device, room_of(small))
+    distance = teacher.distance(learner)
+    return distance if math.isfinite(distance) else math.inf
 
 
 def _best(report: TrainingReport) -> tuple[int, float]:
@@ -220,10 +219,9 @@ def _pilot_steps(steps: int) -> int:
 def _step_seconds(small: nn.Module, samples: Samples, options: TrainOptions, teacher: Teacher, limit: float) -> float:
     """Mean seconds of real steps, taken by a copy for about `limit` seconds; without the first, which also prepares."""
     stamps: list[float] = [time.perf_counter()]
-    train(
-        _trainable(small), samples, replace(options, seconds=limit, steps=1_000_000), loss=teacher.loss,
-        device=teacher.device, progress=lambda _: stamps.append(time.perf_counter()), criterion=lambda _: 0.0,
-        shared=True,
+    teacher.train(
+        _trainable(small), samples, replace(options, seconds=limit, steps=1_000_000),
+        lambda _: stamps.append(time.perf_counter()), lambda _: 0.0,
     )  # fmt: skip
     stamps += [time.perf_counter()] if len(stamps) == 1 else []
     first = 1 if len(stamps) > 2 else 0
@@ -250,6 +248,16 @@ class Teacher:
         weight = self.share / len(self.answers)
         mean = self.team.total(weight * self.answers.sum(0))
         return float(self.team.total(weight * (self.answers - mean).square().sum(0)).mean())
+
+    def train(
+        self, student: nn.Module, samples: Samples, options: TrainOptions,
+        progress: Callable[[Progress], None] | None, criterion: Criterion | None = None,
+    ) -> tuple[nn.Module, TrainingReport]:  # fmt: skip
+        """A copy of the student that was trained to answer as the original does, by all processes together."""
+        return train(
+            student, samples, options, loss=self.loss, device=self.device, progress=progress, criterion=criterion,
+            shared=True,
+        )  # fmt: skip
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """What the student is trained on: how far its output is from the original's on the same inputs."""
