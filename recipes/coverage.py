@@ -39,7 +39,7 @@ from compressor.surgery.exact import exact_compress, moved  # noqa: E402
 from compressor.units.check import checked  # noqa: E402
 from compressor.units.dense import in_dense_form  # noqa: E402
 from compressor.units.graph import UnitGraph  # noqa: E402
-from compressor.units.program import call_arguments, example_pair  # noqa: E402
+from compressor.units.program import example_pair, forward  # noqa: E402
 from compressor.units.trace import trace  # noqa: E402
 
 SAMPLES = 24
@@ -245,8 +245,7 @@ def exact(model: nn.Module, graph: UnitGraph, inputs: Any) -> dict[str, Any]:
         return {"not_widened": str(error)[:300]}
     small, plan = exact_compress(wide.model, checked(wide.model, found, example_pair(inputs)), inputs, effort=0.0)
     with torch.no_grad():
-        args, kwargs = call_arguments(inputs)
-        before, after = (network(*args, **kwargs) for network in (wide.model, small))
+        before, after = (forward(network, inputs) for network in (wide.model, small))
     before, after = ([answer if isinstance(answer, Tensor) else answer[0]] for answer in (before, after))
     gone = {fold.group: len(fold.dropped) for fold in plan.folds}
     row: dict[str, Any] = {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from compressor.units.cut import set_widths
 from compressor.units.graph import UnitGraph, axis_lines
-from compressor.units.program import call_arguments
+from compressor.units.program import forward
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,7 @@ def awake(model: nn.Module, inputs: Any, seed: int = 0) -> nn.Module:
             norm.weight.copy_(0.5 + torch.rand(norm.weight.shape, generator=generator))
             norm.bias.copy_(0.6 * torch.rand(norm.bias.shape, generator=generator) - 0.3)
         handles = [norm.register_forward_pre_hook(settle) for norm in norms]
-        args, kwargs = call_arguments(inputs)
-        model.eval()(*args, **kwargs)
+        forward(model.eval(), inputs)
         for handle in handles:
             handle.remove()
     return model

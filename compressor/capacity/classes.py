@@ -7,15 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from compressor.algebra.answers import class_scores
 from compressor.errors import DataError
 from compressor.sources.data import Data
 from compressor.sources.samples import Samples, as_samples
-from compressor.training.loop import forward
-from compressor.units.modes import evaluating
-from compressor.units.outputs import judged_part
 
 
 def class_numbers(labels: Tensor, where: str) -> Tensor:
@@ -60,15 +56,3 @@ def relabelled(samples: Samples, draw: Callable[[Tensor], Tensor]) -> Samples:
     if labels is None:
         raise DataError(samples.name, "no labels", "labels to draw others for", "give a dataset of (input, label).")
     return as_samples((inputs, draw(labels).to(torch.int64)), samples.name)
-
-
-def refuse_unknown_classes(model: nn.Module, data: Data) -> None:
-    """DataError for a label beyond the classes that the network answers with (a single answer stands for two)."""
-    inputs, _ = data.judge.batch([0, 0])
-    with torch.no_grad(), evaluating(model):
-        count = class_scores(judged_part(forward(model, inputs))[0]).shape[1]
-    for name, samples in (("train", data.train), ("judge", data.judge)):
-        labels = None if samples is None else samples.labels
-        if labels is not None and int(labels.max()) >= count:
-            expected = f"classes from 0 to {count - 1}, as the network has {count}"
-            raise DataError(f"{name} data, labels", f"class {int(labels.max())}", expected, "give it more outputs.")

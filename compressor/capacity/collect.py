@@ -21,7 +21,7 @@ from compressor.sources.samples import Samples, batches
 from compressor.units.graph import UnitGraph
 from compressor.units.modes import evaluating, floating
 from compressor.units.outputs import judged_part
-from compressor.units.program import call_arguments
+from compressor.units.program import forward
 
 BATCH = 128
 MAX_ROWS = 50_000
@@ -209,8 +209,7 @@ def predicted(model: nn.Module, samples: Samples, batch: int = BATCH) -> Tensor:
     parts = []
     with torch.no_grad(), evaluating(model):
         for one in batches(samples, batch, anything.device, floating(model)):
-            args, kwargs = call_arguments(one.inputs)
-            scores = judged_part(model(*args, **kwargs))[0]
+            scores = judged_part(forward(model, one.inputs))[0]
             scores = scores.reshape(len(scores), -1) if scores.ndim < 3 else scores.flatten(2).mean(2)
             parts.append(scores.cpu())
     return answered(class_scores(torch.cat(parts)))[0]

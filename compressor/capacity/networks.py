@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from compressor.capacity.classes import refuse_unknown_classes
 from compressor.capacity.nulls import RANDOM_LABELS
 from compressor.capacity.settings import Setting
 from compressor.errors import CompressorError
@@ -18,6 +17,8 @@ from compressor.sources.samples import Samples
 from compressor.stages import Report
 from compressor.studies import Wanted, network, save_weights
 from compressor.training.loop import Progress, accuracy, train
+from compressor.training.targets import refuse_targets
+from compressor.units.modes import home_of
 
 NETWORKS = "networks"
 
@@ -48,7 +49,9 @@ def networks_of(
     kept = folder / NETWORKS
     wanted = setting.wanted(width, seed, kept)
     fresh = wanted.initial(base)
-    refuse_unknown_classes(fresh, data)
+    for samples in (data.train, data.judge):
+        if samples is not None:
+            refuse_targets(fresh, samples, home_of(fresh))
     if _rates(setting, wanted):
         _best_of(setting, wanted, fresh, data.train, data.tune, report)
     model, weights = network(wanted, base, data.train, report, _snapshooter(setting, width, seed, folder))

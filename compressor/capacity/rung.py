@@ -27,9 +27,10 @@ from compressor.export.files import replacing
 from compressor.sources.data import Data
 from compressor.sources.samples import Samples, batches
 from compressor.stages import Report
-from compressor.training.loop import accuracy, forward
+from compressor.training.loop import accuracy
 from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
+from compressor.units.program import forward
 
 OUTPUTS = "outputs"
 

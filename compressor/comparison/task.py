@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.sources.data import Data
-from compressor.training.loop import TrainOptions, forward
+from compressor.training.loop import TrainOptions
 from compressor.units.modes import evaluating
-from compressor.units.program import unfused
+from compressor.units.program import forward, unfused
 
 Build = Callable[[float], nn.Module]
 """share of the size that may stay -> the smaller network (a new one; the task's network is not changed)."""

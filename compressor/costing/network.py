@@ -20,7 +20,7 @@ from compressor.surgery.refit import bytes_per_chunk
 from compressor.units.dense import in_dense_form
 from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
-from compressor.units.program import call_arguments, record
+from compressor.units.program import forward, record
 from compressor.units.trace import trace
 
 TIMED = 2.0
@@ -47,17 +47,13 @@ def work_of(name: str, model: nn.Module, inputs: Tensor, samples: int, judged: i
 def timed_passes(model: nn.Module, inputs: Any, batch: int, modules: Sequence[str]) -> tuple[float, float]:
     """Seconds for one sample of a forward pass, and of the backward pass to what these modules give."""
     with evaluating(model):
-        few = least(lambda: _forward(model, inputs), 1)
+        with torch.no_grad():
+            few = least(lambda: forward(model, inputs), 1)
         count = max(1, min(batch, int(len(inputs) * TIMED / few)))
         many = pytree.tree_map(lambda leaf: leaf[torch.arange(count) % len(leaf)], inputs)
-        forward = least(lambda: _forward(model, many)) / count
-        return forward, min(_backward(model, many, modules) for _ in range(2)) / count
-
-
-def _forward(model: nn.Module, inputs: Any) -> None:
-    args, keywords = call_arguments(inputs)
-    with torch.no_grad():
-        model(*args, **keywords)
+        with torch.no_grad():
+            there = least(lambda: forward(model, many)) / count
+        return there, min(_backward(model, many, modules) for _ in range(2)) / count
 
 
 def _backward(model: nn.Module, inputs: Any, modules: Sequence[str]) -> float:
@@ -69,9 +65,8 @@ def _backward(model: nn.Module, inputs: Any, modules: Sequence[str]) -> float:
 
     handles = [model.get_submodule(name).register_forward_hook(keep) for name in modules]
     try:
-        args, keywords = call_arguments(inputs)
         with torch.enable_grad():
-            output = judged_part(model(*args, **keywords))[0].square().sum()
+            output = judged_part(forward(model, inputs))[0].square().sum()
             start = time.perf_counter()
             torch.autograd.grad(output, edges, allow_unused=True)
             return time.perf_counter() - start

@@ -24,7 +24,7 @@ from compressor.sources.samples import Samples, batches
 from compressor.units.graph import Tap, UnitGraph
 from compressor.units.modes import evaluating, floating
 from compressor.units.outputs import judged_part
-from compressor.units.program import call_arguments
+from compressor.units.program import forward
 
 BATCH = 128
 
@@ -211,6 +211,5 @@ def answers(model: nn.Module, samples: Samples, likelihood: Likelihood) -> Tenso
     anything = next(iter(model.parameters()))
     parts = []
     for batch in batches(samples, BATCH, anything.device, floating(model)):
-        args, kwargs = call_arguments(batch.inputs)
-        parts.append(likelihood.read(judged_part(model(*args, **kwargs))[0]))
+        parts.append(likelihood.read(judged_part(forward(model, batch.inputs))[0]))
     return torch.cat(parts)

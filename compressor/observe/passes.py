@@ -26,7 +26,7 @@ from compressor.observe.watchers import FIRST, PairWatcher, Watcher, watching
 from compressor.units.graph import Tap, UnitGraph
 from compressor.units.modes import home_of
 from compressor.units.outputs import judged_part
-from compressor.units.program import call_arguments
+from compressor.units.program import forward
 
 
 def observe(
@@ -118,10 +118,9 @@ def _one_pass(
 def _forward(model: nn.Module, watchers: dict[str, Watcher], batch: Any, autocast: torch.dtype | None) -> Tensor:
     for watcher in watchers.values():
         watcher.ids = batch.ids
-    args, kwargs = call_arguments(batch.inputs)
     kind = home_of(model).type
     with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
-        return judged_part(model(*args, **kwargs))[0]
+        return judged_part(forward(model, batch.inputs))[0]
 
 
 def _gradients(likelihood: Tensor, watchers: Sequence[Watcher | PairWatcher]) -> None:

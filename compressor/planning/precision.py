@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.planning.fresh import taken
 from compressor.units.modes import unrounded
-from compressor.units.program import call_arguments, failed
+from compressor.units.program import failed, forward
 
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:
@@ -38,10 +38,10 @@ def running_dtype(model: nn.Module, inputs: Any) -> torch.dtype:
     error: Exception | None = None
     for dtype in (torch.float64, torch.float32):
         net = unrounded(copy.deepcopy(model), dtype)
-        args, kwargs = call_arguments(taken(cast_inputs(inputs, dtype), torch.tensor([0, 0])))
+        two = taken(cast_inputs(inputs, dtype), torch.tensor([0, 0]))
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                net(*args, **kwargs)
+                forward(net, two)
         except Exception as raised:  # noqa: BLE001  (the next precision is tried)
             error = error or raised
             continue

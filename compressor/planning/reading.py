@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.units.graph import Group, Tap, UnitGraph
-from compressor.units.program import call_arguments
+from compressor.units.program import forward
 
 Visit = Callable[[int, Tensor], None]
 """Called with the place of a tap and what it reads (N, P, C), once for every call of the consumer."""
@@ -83,8 +83,7 @@ def visit_taps(
             stack.callback(module.register_forward_pre_hook(watch(place), with_kwargs=True).remove)
         for count, inputs in batches:
             size[0] = count
-            args, kwargs = call_arguments(inputs)
-            model(*args, **kwargs)
+            forward(model, inputs)
 
 
 class RowStore:

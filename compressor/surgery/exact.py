@@ -21,7 +21,7 @@ from compressor.surgery.fold import folded
 from compressor.surgery.landing import landings
 from compressor.units.graph import UnitGraph
 from compressor.units.modes import unrounded
-from compressor.units.program import call_arguments, tensors_in
+from compressor.units.program import forward, tensors_in
 from compressor.units.trace import recorded_pair
 
 MOVED = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -108,8 +108,7 @@ class _Comparison:
         parts = []
         with torch.no_grad():
             for _, batch in batched(self._inputs, COMPARED):
-                args, kwargs = call_arguments(batch)
-                parts.append([out for out in tensors_in(net(*args, **kwargs)) if out.is_floating_point()])
+                parts.append([out for out in tensors_in(forward(net, batch)) if out.is_floating_point()])
         return [torch.cat([part[i] for part in parts]) for i in range(len(parts[0]))]
 
     def moved(self, small: nn.Module) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from compressor.training.together import Team
 from compressor.units.fetched import gradients_beside
 from compressor.units.modes import evaluating
 from compressor.units.outputs import as_answered, judged_part
+from compressor.units.program import forward
 
 Loss = Callable[[Any, Batch], Tensor]
 """(the network's output, the batch as the network saw it) -> mean loss per sample, a scalar."""
@@ -166,13 +167,6 @@ def accuracy(model: nn.Module, samples: Samples, device: str | torch.device = "c
 def steps_per_epoch(samples: Samples, options: TrainOptions) -> int:
     """Batches of one pass; what does not fill a last batch waits for the next pass."""
     return max(1, len(samples) // options.batch)
-
-
-def forward(model: nn.Module, inputs: Any) -> Any:
-    """The model on inputs: one tensor, a tuple (arguments) or a dict (keyword arguments)."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 class DivergedError(ModelError):

@@ -29,7 +29,6 @@ from compressor.training.loop import (
     Progress,
     TrainingReport,
     TrainOptions,
-    forward,
     steps_per_epoch,
     train,
 )
@@ -37,6 +36,7 @@ from compressor.training.together import Team
 from compressor.units.fetched import place, room_of
 from compressor.units.modes import evaluating, home_of
 from compressor.units.outputs import judged_part
+from compressor.units.program import forward
 
 TEMPERATURE = 2.0
 OPTIONS = TrainOptions(batch=64, lr=2e-3, optimizer="adamw", weight_decay=0.01, bf16=True, mix=True, frozen_modes=True)

@@ -12,7 +12,7 @@ from compressor.errors import DataError
 from compressor.sources.samples import Samples, batches
 from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part
-from compressor.units.program import call_arguments
+from compressor.units.program import forward
 
 
 def refuse_targets(model: nn.Module, samples: Samples, device: torch.device) -> None:
@@ -26,8 +26,7 @@ def refuse_targets(model: nn.Module, samples: Samples, device: torch.device) -> 
         return
     few = samples.take(range(min(2, len(samples))))
     with torch.no_grad(), evaluating(model):
-        args, kwargs = call_arguments(next(iter(batches(few, 2, device))).inputs)
-        shape = judged_part(model(*args, **kwargs))[0].shape
+        shape = judged_part(forward(model, next(iter(batches(few, 2, device))).inputs))[0].shape
     told = f"outputs of shape (n, {', '.join(str(size) for size in shape[1:])})"
     if labels.is_floating_point():
         if math.prod(labels.shape[1:]) != math.prod(shape[1:]):

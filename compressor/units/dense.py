@@ -20,7 +20,7 @@ from compressor.errors import ModelError
 from compressor.recurrent.known import recurrent_names, rolled_again, unrolled
 from compressor.units.check import sift
 from compressor.units.modes import in_precision
-from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
+from compressor.units.program import example_pair, failed, first_line, forward, tensors_in, unfused
 
 SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference of an output, relative to the largest, that counts as rounding, by the weights' precision."""
@@ -130,12 +130,10 @@ class Probe:
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         net = in_precision(copy.deepcopy(model).cpu(), self._dtype).eval()
-        args, kwargs = call_arguments(
-            pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, self._inputs)
-        )
+        own = pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, self._inputs)
         with torch.random.fork_rng(devices=[]), torch.no_grad(), unfused():
             torch.manual_seed(0)
-            return [out for out in tensors_in(net(*args, **kwargs)) if out.is_floating_point()]
+            return [out for out in tensors_in(forward(net, own)) if out.is_floating_point()]
 
     def changed(self, other: nn.Module) -> str | None:
         """None if `other` gives the same outputs, else what is wrong."""

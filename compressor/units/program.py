@@ -52,13 +52,19 @@ class Program:
 
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How `inputs` are handed to a model: a dict as keywords, a tuple or list as positions, else one
+    """How `inputs` are handed to a model: a mapping as keywords, a tuple or list as positions, else one
     argument."""
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, (tuple, list)):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """What the model answers to `inputs`, handed over as `call_arguments` says."""
+    args, kwargs = call_arguments(inputs)
+    return model(*args, **kwargs)
 
 
 def named_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -235,10 +241,9 @@ def _plain(model: nn.Module) -> str:
 
 
 def _run_plainly(model: nn.Module, inputs: Any) -> None:
-    args, kwargs = call_arguments(inputs)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model(*args, **kwargs)
+            forward(model, inputs)
     except Exception as error:  # whatever the user's forward raises is reported as such
         raise failed(error) from error
 

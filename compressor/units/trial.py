@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from compressor.units.cut import cut, keep_mask
 from compressor.units.graph import Axis, UnitGraph
 from compressor.units.modes import unrounded
-from compressor.units.program import call_arguments, example_pair, failed, first_line, tensors_in, unfused
+from compressor.units.program import example_pair, failed, first_line, forward, tensors_in, unfused
 
 Kept = Mapping[str, tuple[int, ...]]
 Place = tuple[str, int]
@@ -175,10 +175,10 @@ class Trial:
             handle.remove()
 
     def _forward(self, model: nn.Module, inputs: Any, grad: bool = False) -> list[Tensor]:
-        args, kwargs = call_arguments(pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, inputs))
+        own = pytree.tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, inputs)
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad), unfused():
             torch.manual_seed(self._seed)
-            return tensors_in(model(*args, **kwargs))
+            return tensors_in(forward(model, own))
 
     def _reach(self, whole: nn.Module) -> dict[Place, np.ndarray]:
         """For each axis of a consumer weight: how far reading each input feature can move the outputs, relative to

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compressor.units.graph import UnitGraph
 from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part, named_outputs
-from compressor.units.program import call_arguments, copied
+from compressor.units.program import copied, forward
 
 CACHE = "past_key_values"
 """What decoders give beside their answers, to go on from."""
@@ -24,11 +24,10 @@ def only_unjudged(model: nn.Module, graph: UnitGraph, inputs: Any) -> dict[str, 
     A gradient of None, not one of zero, says so: it is the graph of operations that is asked.
     """
     twin = copied(model)
-    args, kwargs = call_arguments(inputs)
     for weight in twin.parameters():
         weight.requires_grad_(weight.is_floating_point())
     with torch.enable_grad(), evaluating(twin):
-        answer = twin(*args, **kwargs)
+        answer = forward(twin, inputs)
         if len(named_outputs(answer)) == 1:
             return {}
         weights = {name: weight for name, weight in twin.named_parameters() if weight.requires_grad}
@@ -61,9 +60,8 @@ def moved_outputs(before: nn.Module, after: nn.Module, inputs: Any) -> dict[str,
 def _answer(network: nn.Module, inputs: Any) -> Any:
     """What a copy answers: a network may count, or store, what it is shown."""
     twin = copied(network)
-    args, kwargs = call_arguments(inputs)
     with torch.no_grad(), evaluating(twin):
-        return twin(*args, **kwargs)
+        return forward(twin, inputs)
 
 
 def _moved(before: Tensor, after: Tensor) -> float:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from compressor.observe import FREE_SHARE, empty_in_file, free_of, memory_of
 from compressor.sources.samples import runs
 from compressor.sources.trees import first_not_finite, map_leaves
 from compressor.units.outputs import as_answered, judged_part
-from compressor.units.program import call_arguments
+from compressor.units.program import forward
 
 FIRST = 32
 """Samples of the first batch at most: how large answers are shows how many fit at a time."""
@@ -252,12 +253,7 @@ def _callable(
     if device is not None and any(not _is_at(tensor, place) for tensor in state):
         network = copy_of(network).to(place).eval()
     dtype = next((tensor.dtype for tensor in state if tensor.is_floating_point()), None)
-
-    def call(inputs: Any) -> Any:
-        args, keywords = call_arguments(inputs)
-        return network(*args, **keywords)
-
-    return call, place, dtype
+    return partial(forward, network), place, dtype
 
 
 def _is_at(tensor: Tensor, place: torch.device) -> bool:

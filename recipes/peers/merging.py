@@ -25,9 +25,9 @@ from compressor.comparison.task import Build, Task
 from compressor.errors import UsageError
 from compressor.sources.samples import Samples, batches
 from compressor.stages import find_units
-from compressor.training.loop import forward
 from compressor.units.cut import cut, keep_mask
 from compressor.units.graph import Group, UnitGraph
+from compressor.units.program import forward
 from compressor.units.sizes import Sizes
 
 Merge = dict[str, np.ndarray]

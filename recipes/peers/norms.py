@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.sources.samples import Samples, batches
-from compressor.training.loop import forward
+from compressor.units.program import forward
 
 
 class FeatureNorm(nn.BatchNorm1d):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from compressor.capacity.classes import class_numbers, refuse_unknown_classes, with_classes
+from compressor.capacity.classes import class_numbers, with_classes
 from compressor.errors import DataError
 from compressor.sources.data import data_of
+from compressor.training.targets import refuse_targets
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_data_of_a_study() -> None:
     assert found.judge.labels is not None
     assert sorted(set(found.judge.labels.tolist())) == [0, 1]
     assert with_classes(found) is found
-    refuse_unknown_classes(nn.Linear(4, 1), found)
+    refuse_targets(nn.Linear(4, 1), found.judge, torch.device("cpu"))
     with pytest.raises(DataError, match="no labels"):
         with_classes(data_of(inputs, None, None, seed=0))
-    three: Any = SimpleNamespace(train=None, judge=data_of((inputs, torch.arange(90) % 3), None, None, seed=0).judge)
-    with pytest.raises(DataError, match=r"class 2.*from 0 to 1"):
-        refuse_unknown_classes(nn.Linear(4, 1), three)
+    three = data_of((inputs, torch.arange(90) % 3), None, None, seed=0).judge
+    with pytest.raises(DataError, match=r"label 2.*0 to 1"):
+        refuse_targets(nn.Linear(4, 1), three, torch.device("cpu"))

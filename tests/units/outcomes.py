@@ -15,7 +15,7 @@ from compressor.errors import CompressorError
 from compressor.units.check import certify, checked
 from compressor.units.cut import cut, keep_mask
 from compressor.units.graph import UnitGraph
-from compressor.units.program import call_arguments, tensors_in
+from compressor.units.program import forward, tensors_in
 from compressor.units.trace import trace
 
 
@@ -36,9 +36,8 @@ def to_double(inputs: Any) -> Any:
 
 def run(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
     """All tensors that come out."""
-    args, kwargs = call_arguments(inputs)
     with torch.no_grad():
-        return tensors_in(model(*args, **kwargs))
+        return tensors_in(forward(model, inputs))
 
 
 def random_kept(graph: UnitGraph, names: list[str], seed: int) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from unit_planted import PATTERNS
 from compressor.units.check import checked, random_halves
 from compressor.units.cut import cut, keep_mask
 from compressor.units.graph import UnitGraph
-from compressor.units.program import call_arguments
+from compressor.units.program import forward
 from compressor.units.sizes import Sizes
 from compressor.units.trace import trace
 
@@ -47,9 +47,8 @@ def counted_macs(model: nn.Module, inputs: Any) -> int:
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
     torch.backends.mha.set_fastpath_enabled(False)
-    args, kwargs = call_arguments(inputs)
     with torch.no_grad():
-        model(*args, **kwargs)
+        forward(model, inputs)
     torch.backends.mha.set_fastpath_enabled(True)
     for handle in handles:
         handle.remove()
