@@ -124,7 +124,7 @@ def train(
     device = torch.device(device)
     learner = copy.deepcopy(model).to(device).train()
     gradients_beside(learner)
-    channels_last = _prefers_channels_last(learner)
+    channels_last = prefers_channels_last(learner)
     if channels_last:
         learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with _own_random_state(options.seed, device):
@@ -191,7 +191,7 @@ class _Run:
         self.device, self.channels_last = device, channels_last
         self.optimizer = optimizer_of(model, options.optimizer, options.lr, options.weight_decay)
         self.weights: list[nn.Parameter] = [w for group in self.optimizer.param_groups for w in group["params"]]
-        self.bf16 = options.bf16 and _computes_bf16(device)
+        self.bf16 = options.bf16 and computes_bf16(device)
         self.draws = torch.Generator().manual_seed(options.seed)
         self.started = time.perf_counter()
         self.per_epoch = steps_per_epoch(samples, options)
@@ -331,7 +331,7 @@ def _against_labels(smoothing: float) -> Loss:
     return loss
 
 
-def _prefers_channels_last(model: nn.Module) -> bool:
+def prefers_channels_last(model: nn.Module) -> bool:
     """Two-dimensional convs run faster with channels last, on CPUs and on tensor cores.
 
     Not with a strided 1 x 1 convolution of fewer than 8 inputs (the skips of narrow ResNets): torch's CPU kernel for
@@ -342,7 +342,8 @@ def _prefers_channels_last(model: nn.Module) -> bool:
     return bool(convs) and not broken
 
 
-def _computes_bf16(device: torch.device) -> bool:
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; emulating it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())

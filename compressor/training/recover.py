@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from compressor.training.loop import (
     Progress,
     TrainingReport,
     TrainOptions,
+    computes_bf16,
+    prefers_channels_last,
     steps_per_epoch,
     train,
 )
@@ -234,6 +237,8 @@ class Teacher:
     def __init__(self, original: nn.Module, tune: Samples, device: torch.device, classes: bool = True) -> None:
         """Without `classes` the answers are numbers, whatever their shape."""
         self.network = copy.deepcopy(original).eval().requires_grad_(False).to(device)
+        if prefers_channels_last(self.network):
+            self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.team = Team(shared=True)
         own, self.share = self.team.part(len(tune))
         self.tune, self.device = tune.take(own), device
@@ -253,15 +258,19 @@ class Teacher:
         self, student: nn.Module, samples: Samples, options: TrainOptions,
         progress: Callable[[Progress], None] | None, criterion: Criterion | None = None,
     ) -> tuple[nn.Module, TrainingReport]:  # fmt: skip
-        """A copy of the student that was trained to answer as the original does, by all processes together."""
+        """A copy of the student that was trained to answer as the original does, by all processes together.
+
+        Where the student computes in bfloat16, so does the original: on CPUs it may be most of the work.
+        """
+        fast = options.bf16 and computes_bf16(self.device)
         return train(
-            student, samples, options, loss=self.loss, device=self.device, progress=progress, criterion=criterion,
-            shared=True,
+            student, samples, options, loss=partial(self._loss, fast), device=self.device, progress=progress,
+            criterion=criterion, shared=True,
         )  # fmt: skip
 
-    def loss(self, output: Any, batch: Batch) -> Tensor:
+    def _loss(self, fast: bool, output: Any, batch: Batch) -> Tensor:
         """What the student is trained on: how far its output is from the original's on the same inputs."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             wanted = _wide(judged_part(forward(self.network, batch.inputs))[0])
         return self._apart(_wide(judged_part(output)[0]), wanted, TEMPERATURE)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compressor.sources.data import load_data
 from compressor.sources.samples import Samples, as_samples
+from compressor.training import loop
 from compressor.training import recover as module
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, TrainOptions, accuracy, steps_per_epoch, train
@@ -150,6 +151,38 @@ def test_the_tune_split_is_not_trained_on(digits: Digits) -> None:
     assert len(images) > 500
     assert images <= {tuple(image.flatten().tolist()) for image in samples.batch(range(len(samples)))[0]}
     assert not images & {tuple(image.flatten().tolist()) for image in tune.batch(range(len(tune)))[0]}
+
+
+class Precise(nn.Module):
+    """A network that remembers the dtype of its answers, apart for the student's training."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers = self.inner(images)
+        DTYPES.append((torch.is_grad_enabled(), len(images), answers.dtype))
+        return answers
+
+
+DTYPES: list[tuple[bool, int, torch.dtype]] = []
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_original_is_asked_as_precisely_as_the_student_computes(
+    digits: Digits, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, samples, tune, _ = digits
+    for place in (module, loop):
+        monkeypatch.setattr(place, "computes_bf16", lambda _device: fast)
+    DTYPES.clear()
+    _, about = recover(Precise(hurt(model)), Precise(model), samples, tune, 10, options=FAST)
+    taught = {dtype for _, count, dtype in DTYPES if count == FAST.batch}
+    judged = {dtype for _, count, dtype in DTYPES if count != FAST.batch}
+    assert taught == {torch.bfloat16 if fast else torch.float32}
+    assert judged == {torch.float32}
+    assert about.after < about.before
 
 
 class Named(nn.Module):
