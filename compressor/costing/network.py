@@ -46,13 +46,11 @@ def work_of(name: str, model: nn.Module, inputs: Tensor, samples: int, judged: i
 
 def timed_passes(model: nn.Module, inputs: Any, batch: int, modules: Sequence[str]) -> tuple[float, float]:
     """Seconds for one sample of a forward pass, and of the backward pass to what these modules give."""
-    with evaluating(model):
-        with torch.no_grad():
-            few = least(lambda: forward(model, inputs), 1)
+    with evaluating(model), torch.no_grad():
+        few = least(lambda: forward(model, inputs), 1)
         count = max(1, min(batch, int(len(inputs) * TIMED / few)))
         many = pytree.tree_map(lambda leaf: leaf[torch.arange(count) % len(leaf)], inputs)
-        with torch.no_grad():
-            there = least(lambda: forward(model, many)) / count
+        there = least(lambda: forward(model, many)) / count
         return there, min(_backward(model, many, modules) for _ in range(2)) / count
 
 

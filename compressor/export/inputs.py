@@ -38,13 +38,6 @@ def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return tuple(function(value) for value in inputs)
 
 
-def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the call."""
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-
-
 def as_float(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """Floating tensors in another precision; whole numbers stay."""
     return mapped(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, inputs)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressorError, ModelError, UsageError
 from compressor.export.files import move, scratch_folder
-from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
+from compressor.export.inputs import Inputs, as_float, leaves, mapped
 from compressor.export.lengths import cut_short, free_axes, note_length, tokens_of
 from compressor.export.parity import Parity, bare_copy, count_hooks, parity, run, whole_copy
 from compressor.export.session import OnnxModel
 from compressor.units.outputs import named_outputs
+from compressor.units.program import call_arguments, forward
 
 __all__ = ["OnnxModel", "OnnxReport", "Parity", "export_onnx", "parity"]
 
@@ -205,10 +206,9 @@ class _Flat(nn.Module):
 
 def _flat(network: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
     """The network as it is exported, and its outputs' names: itself, where it maps a tensor to a tensor."""
-    args, keywords = arguments(example)
     try:
         with torch.no_grad():
-            outputs = network(*args, **keywords)
+            outputs = forward(network, example)
     except Exception as error:  # whatever it raises: as it is exported it need not run
         raise ModelError(
             "export to ONNX",
@@ -218,6 +218,7 @@ def _flat(network: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
         ) from error
     if isinstance(example, Tensor) and isinstance(outputs, Tensor):
         return network, ["output"]
+    _, keywords = call_arguments(example)
     return _Flat(network, tuple(keywords)).eval(), list(named_outputs(outputs))
 
 

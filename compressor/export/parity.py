@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.export.inputs import Inputs, arguments, as_float, leaves, mapped
+from compressor.export.inputs import Inputs, as_float, leaves, mapped
 from compressor.export.session import OnnxModel
 from compressor.units.modes import in_precision
 from compressor.units.outputs import classes_second, judged_part
-from compressor.units.program import copied
+from compressor.units.program import copied, forward
 
 TOLERANCE = 1e-3
 """Largest error relative to the spread over inputs at which a file is called the same network."""
@@ -117,9 +117,8 @@ def count_hooks(model: nn.Module) -> int:
 
 def run(network: nn.Module, inputs: Inputs) -> Tensor:
     """The judged output of a batch, without gradients; ModelError if its rows are not the batch's."""
-    args, keywords = arguments(inputs)
     with torch.no_grad():
-        found = judged_part(network(*args, **keywords))[0]
+        found = judged_part(forward(network, inputs))[0]
     rows = leaves(inputs)[0].shape[0]
     if found.ndim == 0 or found.shape[0] != rows:
         raise ModelError(

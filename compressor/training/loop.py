@@ -124,9 +124,7 @@ def train(
     device = torch.device(device)
     learner = copy.deepcopy(model).to(device).train()
     gradients_beside(learner)
-    channels_last = prefers_channels_last(learner)
-    if channels_last:
-        learner = learner.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    channels_last = put_channels_last(learner)
     with _own_random_state(options.seed, device):
         if loss is None:
             refuse_targets(learner, samples, device)
@@ -191,7 +189,7 @@ class _Run:
         self.device, self.channels_last = device, channels_last
         self.optimizer = optimizer_of(model, options.optimizer, options.lr, options.weight_decay)
         self.weights: list[nn.Parameter] = [w for group in self.optimizer.param_groups for w in group["params"]]
-        self.bf16 = options.bf16 and computes_bf16(device)
+        self.precision = precision(options, device)
         self.draws = torch.Generator().manual_seed(options.seed)
         self.started = time.perf_counter()
         self.per_epoch = steps_per_epoch(samples, options)
@@ -264,7 +262,7 @@ class _Run:
         """One step on a batch of which this process has `share`; the whole batch's mean loss, and its own outputs."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.precision:
             output = forward(self.model, batch.inputs)
         self.optimizer.zero_grad(set_to_none=True)
         own = self.loss(output, batch)
@@ -331,7 +329,14 @@ def _against_labels(smoothing: float) -> Loss:
     return loss
 
 
-def prefers_channels_last(model: nn.Module) -> bool:
+def put_channels_last(model: nn.Module) -> bool:
+    """Lay the model's weights out with channels last where that is faster; whether it was done."""
+    if wanted := _prefers_channels_last(model):
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return wanted
+
+
+def _prefers_channels_last(model: nn.Module) -> bool:
     """Two-dimensional convs run faster with channels last, on CPUs and on tensor cores.
 
     Not with a strided 1 x 1 convolution of fewer than 8 inputs (the skips of narrow ResNets): torch's CPU kernel for
@@ -342,8 +347,12 @@ def prefers_channels_last(model: nn.Module) -> bool:
     return bool(convs) and not broken
 
 
-def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; emulating it is slower than float32."""
+def precision(options: TrainOptions, device: torch.device) -> torch.autocast:
+    """What a network computes in while it is trained so: bfloat16 where that is asked and the device computes in it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=options.bf16 and _computes_bf16(device))
+
+
+def _computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())

@@ -30,8 +30,8 @@ from compressor.training.loop import (
     Progress,
     TrainingReport,
     TrainOptions,
-    computes_bf16,
-    prefers_channels_last,
+    precision,
+    put_channels_last,
     steps_per_epoch,
     train,
 )
@@ -237,8 +237,7 @@ class Teacher:
     def __init__(self, original: nn.Module, tune: Samples, device: torch.device, classes: bool = True) -> None:
         """Without `classes` the answers are numbers, whatever their shape."""
         self.network = copy.deepcopy(original).eval().requires_grad_(False).to(device)
-        if prefers_channels_last(self.network):
-            self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        put_channels_last(self.network)
         self.team = Team(shared=True)
         own, self.share = self.team.part(len(tune))
         self.tune, self.device = tune.take(own), device
@@ -262,15 +261,15 @@ class Teacher:
 
         Where the student computes in bfloat16, so does the original: on CPUs it may be most of the work.
         """
-        fast = options.bf16 and computes_bf16(self.device)
+        loss = partial(self._loss, precision(options, self.device))
         return train(
-            student, samples, options, loss=partial(self._loss, fast), device=self.device, progress=progress,
-            criterion=criterion, shared=True,
+            student, samples, options, loss=loss, device=self.device, progress=progress, criterion=criterion,
+            shared=True,
         )  # fmt: skip
 
-    def _loss(self, fast: bool, output: Any, batch: Batch) -> Tensor:
+    def _loss(self, computing: torch.autocast, output: Any, batch: Batch) -> Tensor:
         """What the student is trained on: how far its output is from the original's on the same inputs."""
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+        with torch.no_grad(), computing:
             wanted = _wide(judged_part(forward(self.network, batch.inputs))[0])
         return self._apart(_wide(judged_part(output)[0]), wanted, TEMPERATURE)
 

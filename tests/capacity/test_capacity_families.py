@@ -20,7 +20,7 @@ from compressor.capacity.tiny import tiny
 from compressor.recipe import load_recipe
 from compressor.sources.factories import find_factory, split_query
 from compressor.sources.samples import as_samples
-from compressor.training.loop import prefers_channels_last
+from compressor.training.loop import _prefers_channels_last
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "recipes" / "capacity"))
 
@@ -132,9 +132,9 @@ def test_every_recipe_builds_its_networks(path: Path) -> None:
 
 def test_narrow_strided_skips_are_not_trained_with_channels_last() -> None:
     """There torch's kernel corrupts memory on CPUs."""
-    assert prefers_channels_last(families.wrn28(64, blocks=1))
-    assert not prefers_channels_last(families.wrn28(16, blocks=1))
-    assert not prefers_channels_last(families.mlp(8))
+    assert _prefers_channels_last(families.wrn28(64, blocks=1))
+    assert not _prefers_channels_last(families.wrn28(16, blocks=1))
+    assert not _prefers_channels_last(families.mlp(8))
 
 
 def climbed(path: Path, folder: Path, **changes: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tiny_ladder import NET
 
 from compressor.capacity.settings import settings_of
 from compressor.capacity.study import run_capacity, trials
-from compressor.errors import UsageError
+from compressor.errors import DataError, UsageError
 from compressor.recipe import Recipe, load_recipe
 from compressor.report.capacity import capacity_view, refusals
 
@@ -221,6 +221,22 @@ def test_command_line_ends_with_0_whatever_the_claims_say(terminal: Terminal, tm
     assert all(keys <= set(claim) for claim in terminal.json()["claims"])
     assert terminal("run", tmp_path / "ladder.yaml", "--out", tmp_path / "out", "--resume") == 0
     assert "undecided" in terminal.out
+
+
+ODD = """
+def odd(**counts):
+    found = few(**counts)
+    images, labels = found["judge"]
+    return {**found, "judge": (images, labels + 5)}
+"""
+
+
+def test_judge_labels_that_the_network_has_no_class_for_are_refused_before_it_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET + ODD)
+    asked = recipe(settings={"a": {}}, seeds=[0]).model_copy(update={"data": "net.py:odd"})
+    with pytest.raises(DataError, match=r"label 1\d.*0 to 9"):
+        run_capacity(asked, tmp_path, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
 def test_a_recipe_without_the_section_is_refused(tmp_path: Path) -> None:

@@ -174,8 +174,7 @@ def test_the_original_is_asked_as_precisely_as_the_student_computes(
     digits: Digits, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, samples, tune, _ = digits
-    for place in (module, loop):
-        monkeypatch.setattr(place, "computes_bf16", lambda _device: fast)
+    monkeypatch.setattr(loop, "_computes_bf16", lambda _device: fast)
     DTYPES.clear()
     _, about = recover(Precise(hurt(model)), Precise(model), samples, tune, 10, options=FAST)
     taught = {dtype for _, count, dtype in DTYPES if count == FAST.batch}
