@@ -20,6 +20,7 @@ from compressor.errors import DataError, ModelError
 from compressor.sources.samples import Batch, Samples, batches
 from compressor.sources.trees import map_leaves
 from compressor.training.augment import augmented, viewed, views
+from compressor.training.muon import matrices_of
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
 from compressor.training.targets import refuse_targets
 from compressor.training.together import Team
@@ -187,17 +188,22 @@ class _Run:
     ) -> None:
         self.model, self.samples, self.options, self.loss, self.team = model, samples, options, loss, team
         self.device, self.channels_last = device, channels_last
-        self.optimizer = optimizer_of(model, options.optimizer, options.lr, options.weight_decay)
+        self.dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
+        self.optimizer = optimizer_of(model, options.optimizer, options.lr, options.weight_decay, self._matrices)
         self.weights: list[nn.Parameter] = [w for group in self.optimizer.param_groups for w in group["params"]]
         self.precision = precision(options, device)
         self.draws = torch.Generator().manual_seed(options.seed)
         self.started = time.perf_counter()
         self.per_epoch = steps_per_epoch(samples, options)
         self.total = self.per_epoch * options.epochs if options.steps is None else options.steps
-        self.dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
         self.steps = 0
         self.criterion, self.checks = criterion, list[tuple[int, float]]()
         self.best: dict[str, Tensor] = {}
+
+    def _matrices(self) -> set[nn.Parameter]:
+        few = self.samples.take(range(min(2, len(self.samples))))
+        (example,) = batches(few, len(few), self.device, self.dtype)
+        return matrices_of(self.model, example, self.options.batch)
 
     def finish(self, progress: Callable[[Progress], None] | None, check: Samples | None) -> TrainingReport:
         losses: list[float] = []

@@ -42,10 +42,12 @@ from compressor.units.outputs import judged_part
 from compressor.units.program import forward
 
 TEMPERATURE = 2.0
-OPTIONS = TrainOptions(batch=64, lr=2e-3, optimizer="adamw", weight_decay=0.01, bf16=True, mix=True, frozen_modes=True)
+OPTIONS = TrainOptions(batch=64, lr=6e-4, optimizer="muon", weight_decay=0.01, bf16=True, mix=True, frozen_modes=True)
 """Chosen by the tune split of Fashion-MNIST networks (mlp at 6 %, vgg at 14 %, resnet at 20 % of the parameters)."""
-RATES = (1.0, 0.3, 0.1, 0.03)
-"""Shares of the peak rate that pilots try: a network that lost much needs a high one, one that lost little a low."""
+PILOTS = 4
+"""The most pilots that look for the rate: a network that lost much needs a high one, one that lost little a low."""
+FACTOR = 3.0
+"""How far the rates of two pilots are apart."""
 PILOT = 0.1
 """Share of the steps that each pilot takes."""
 ALREADY_THERE = 1e-9
@@ -107,11 +109,11 @@ def recover(
 ) -> tuple[nn.Module, Recovery]:
     """A copy of `small` that was trained for `steps` steps to answer as `original` does, in eval mode, where it was.
 
-    Only inputs are read of `samples` and `tune`; `tune` is not trained on, it chooses the learning rate (of RATES, by
-    pilots of a tenth of the steps each) and the weights that come back. Neither network is changed. Without `classes`
-    answers are numbers, whatever their shape. The same seed, steps, data and machine give the same weights. In a
-    process group all call it, share the work, and end with the same network: that of one process, up to the rounding
-    of sums.
+    Only inputs are read of `samples` and `tune`; `tune` is not trained on, it chooses the learning rate (from that of
+    `options` on, by pilots of a tenth of the steps each) and the weights that come back. Neither network is changed.
+    Without `classes` answers are numbers, whatever their shape. The same seed, steps, data and machine give the same
+    weights. In a process group all call it, share the work, and end with the same network: that of one process, up to
+    the rounding of sums.
     """
     home = home_of(small)
 
@@ -123,7 +125,7 @@ def recover(
         pilots = _pilots(student, samples, teacher, options, progress)
         rate = min(pilots, key=lambda pilot: (pilot[1], pilot[0]))[0] if pilots else options.lr
         learner, report = teacher.train(
-            student, samples, replace(options, lr=rate), _part(progress, len(RATES) * PILOT, 1.0), teacher.distance
+            student, samples, replace(options, lr=rate), _part(progress, PILOTS * PILOT, 1.0), teacher.distance
         )
     best_step, after = _best(report)
     made = Recovery(
@@ -140,7 +142,7 @@ def _part(progress: Callable[[float], None] | None, before: float, size: float) 
     """Progress of a part as that of the pilots and the training together; 1 is the size of the training."""
     if progress is None:
         return None
-    return lambda done: progress((before + size * done.done) / (1 + PILOT * len(RATES)))
+    return lambda done: progress((before + size * done.done) / (1 + PILOT * PILOTS))
 
 
 def _pilots(
@@ -150,16 +152,26 @@ def _pilots(
     options: TrainOptions,
     progress: Callable[[float], None] | None,
 ) -> tuple[tuple[float, float], ...]:
-    """(rate, distance afterwards) of a short training at each of RATES; none where there is nothing to gain."""
+    """(rate, distance afterwards) of short trainings, none where there is nothing to gain: at the rate of the options
+    and one FACTOR below, then on in the direction in which the distance falls, while it does.
+    """
     with evaluating(small):
         if teacher.distance(small) <= ALREADY_THERE:
             return ()
-    found: list[tuple[float, float]] = []
-    for number, share in enumerate(RATES):
-        tried = replace(options, lr=share * options.lr, steps=_pilot_steps(options.steps or 0))
-        show = _part(progress, number * PILOT, PILOT)
-        found.append((tried.lr, _after_pilot(small, samples, teacher, tried, show)))
-    return tuple(found)
+    found: dict[int, tuple[float, float]] = {}
+    while len(found) < PILOTS and (power := _next_power(found)) not in found:
+        tried = replace(options, lr=options.lr * FACTOR**power, steps=_pilot_steps(options.steps or 0))
+        show = _part(progress, len(found) * PILOT, PILOT)
+        found[power] = (tried.lr, _after_pilot(small, samples, teacher, tried, show))
+    return tuple(found.values())
+
+
+def _next_power(found: dict[int, tuple[float, float]]) -> int:
+    """Of FACTOR, by which the next pilot's rate differs from the first one's; one of those found: there is no next."""
+    if len(found) < 2:
+        return -len(found)
+    best = min(found, key=lambda power: (found[power][1], power))
+    return best + 1 if best >= 0 else best - 1
 
 
 def _after_pilot(
@@ -203,14 +215,14 @@ def steps_of(
         step = _step_seconds(
             small, samples, replace(options, seed=seed), teacher, min(TIMED_SHARE * seconds, TIMED_SECONDS)
         )
-        left = seconds - (time.perf_counter() - started) - (CHECKS + 3 + len(RATES)) * check  # one is the original's
+        left = seconds - (time.perf_counter() - started) - (CHECKS + 3 + PILOTS) * check  # one is the original's
         return int(teacher.team.of_first(_steps_within(left / step)))
 
 
 def _steps_within(affordable: float) -> int:
     """The most steps that are affordable together with their pilots, whose steps are rounded up; one at least."""
-    steps = max(1, int(affordable / (1 + PILOT * len(RATES))))
-    while steps > 1 and steps + len(RATES) * _pilot_steps(steps) > affordable:
+    steps = max(1, int(affordable / (1 + PILOT * PILOTS)))
+    while steps > 1 and steps + PILOTS * _pilot_steps(steps) > affordable:
         steps -= 1
     return steps
 
