@@ -86,9 +86,15 @@ class Recovery:
         plain = {
             **asdict(self),
             "checks": [[step, _finite(value)] for step, value in self.checks],
-            "pilots": [{"rate": rate, "distance": _finite(value)} for rate, value in self.pilots],
+            "rate": _short(self.rate),
+            "pilots": [{"rate": _short(rate), "distance": _finite(value)} for rate, value in self.pilots],
         }
         return {**plain, "before": _finite(self.before), "after": _finite(self.after)}
+
+
+def _short(rate: float) -> float:
+    """Without the last digits, which only come from rounding."""
+    return float(f"{rate:.6g}")
 
 
 def _finite(value: float) -> float | None:

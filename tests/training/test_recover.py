@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from compressor.training import loop
 from compressor.training import recover as module
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, TrainOptions, accuracy, steps_per_epoch, train
-from compressor.training.recover import OPTIONS, RATES, Teacher, recover, steps_of
+from compressor.training.recover import FACTOR, OPTIONS, PILOTS, Teacher, recover, steps_of
 
 FAST = replace(OPTIONS, batch=64)
 
@@ -70,7 +71,7 @@ def test_improves_without_labels_and_changes_nothing_given(digits: Digits) -> No
     assert (about.steps, about.epochs) == (60, round(60 / (len(samples) // 64), 2))
     assert [step for step, _ in about.checks] == [0, *(6 * place for place in range(1, CHECKS + 1))]
     assert about.after == min(value for _, value in about.checks)
-    assert len(done) == 60 + 6 * len(RATES)
+    assert len(done) == 60 + 6 * len(about.pilots)
     assert done == sorted(done)
     assert done[-1] == pytest.approx(1)
     assert small.training
@@ -119,12 +120,40 @@ def test_pilots_choose_the_rate(digits: Digits) -> None:
     found = []
     for damage in (0.05, 1.0):  # what lost little needs a low rate, what lost much a high one
         about = recover(hurt(model, damage), model, samples, tune, 60, options=replace(FAST, lr=0.01))[1]
-        assert [rate for rate, _ in about.pilots] == [0.01 * share for share in RATES]
+        assert [rate for rate, _ in about.pilots[:2]] == pytest.approx([0.01, 0.01 / FACTOR])
         assert about.rate == min(about.pilots, key=lambda pilot: pilot[1])[0]
         assert about.best_step > 0
         assert about.after < about.before
         found.append(about.rate)
     assert found[0] < found[1]
+
+
+@pytest.mark.parametrize(
+    ("distances", "powers"),
+    [
+        ({0: 2.0, -1: 3.0, 1: 4.0}, [0, -1, 1]),  # the first is the best of three
+        ({0: 2.0, -1: 3.0, 1: 1.0, 2: 5.0}, [0, -1, 1, 2]),
+        ({0: 2.0, -1: 3.0, 1: 1.0, 2: 0.5}, [0, -1, 1, 2]),  # PILOTS at most
+        ({0: 3.0, -1: 2.0, -2: 4.0}, [0, -1, -2]),
+        ({0: 3.0, -1: 2.0, -2: 1.0, -3: 0.5}, [0, -1, -2, -3]),
+        ({0: 2.0, -1: 2.0, -2: 4.0}, [0, -1, -2]),  # of equals the lower rate
+        ({0: math.inf, -1: math.inf, -2: math.inf, -3: 1.0}, [0, -1, -2, -3]),
+    ],
+)
+def test_pilots_go_on_where_the_distance_falls(
+    distances: dict[int, float], powers: list[int], digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, samples, tune, _ = digits
+
+    def known(_small: Any, _samples: Any, _teacher: Any, options: TrainOptions, _progress: Any) -> float:
+        return distances[round(math.log(options.lr / FAST.lr, FACTOR))]
+
+    monkeypatch.setattr(module, "_after_pilot", known)
+    about = recover(hurt(model), model, samples, tune, 1, options=FAST)[1]
+    assert [rate for rate, _ in about.pilots] == pytest.approx([FAST.lr * FACTOR**power for power in powers])
+    assert len(powers) <= PILOTS
+    best = min(distances, key=lambda power: (distances[power], power))
+    assert about.rate == pytest.approx(FAST.lr * FACTOR**best)
 
 
 class Watched(nn.Module):
@@ -209,7 +238,7 @@ def test_any_inputs_outputs_and_dtype(outputs: tuple[int, ...], measure: str, dt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Named(outputs).to(dtype)
-    made, about = recover(hurt(model, 1.0), model, samples, tune, 60, options=replace(FAST, lr=0.02))
+    made, about = recover(hurt(model, 1.0), model, samples, tune, 60, options=replace(FAST, lr=0.1))
     assert about.measure == measure
     assert about.after < 0.1 * about.before
     assert next(made.parameters()).dtype == dtype

@@ -17,7 +17,7 @@ def test_schedules_by_their_definition() -> None:
     assert rate("one_cycle", 0.0, 0) == pytest.approx(1 / 25)
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "plain_sgd", "adam", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "plain_sgd", "adam", "adamw", "muon", "rmsprop", "adagrad"])
 def test_every_optimizer_steps_downhill(name: str) -> None:
     model = nn.Linear(1, 1, bias=False)
     before = model.weight.item()
