@@ -48,6 +48,9 @@ PILOTS = 4
 """The most pilots that look for the rate: a network that lost much needs a high one, one that lost little a low."""
 FACTOR = 3.0
 """How far the rates of two pilots are apart."""
+ENOUGH = 0.5
+"""A rate that leaves this share of the distance after a pilot is high enough: all steps together take ten times as many,
+in which a higher one, though it is faster in a pilot, only adds noise."""
 PILOT = 0.1
 """Share of the steps that each pilot takes."""
 ALREADY_THERE = 1e-9
@@ -159,25 +162,28 @@ def _pilots(
     progress: Callable[[float], None] | None,
 ) -> tuple[tuple[float, float], ...]:
     """(rate, distance afterwards) of short trainings, none where there is nothing to gain: at the rate of the options
-    and one FACTOR below, then on in the direction in which the distance falls, while it does.
+    and one FACTOR below, then on in the direction in which the distance falls, while it does; up until it is ENOUGH.
     """
     with evaluating(small):
-        if teacher.distance(small) <= ALREADY_THERE:
-            return ()
+        before = teacher.distance(small)
+    if before <= ALREADY_THERE:
+        return ()
     found: dict[int, tuple[float, float]] = {}
-    while len(found) < PILOTS and (power := _next_power(found)) not in found:
+    while len(found) < PILOTS and (power := _next_power(found, ENOUGH * before)) not in found:
         tried = replace(options, lr=options.lr * FACTOR**power, steps=_pilot_steps(options.steps or 0))
         show = _part(progress, len(found) * PILOT, PILOT)
         found[power] = (tried.lr, _after_pilot(small, samples, teacher, tried, show))
     return tuple(found.values())
 
 
-def _next_power(found: dict[int, tuple[float, float]]) -> int:
+def _next_power(found: dict[int, tuple[float, float]], enough: float) -> int:
     """Of FACTOR, by which the next pilot's rate differs from the first one's; one of those found: there is no next."""
     if len(found) < 2:
         return -len(found)
     best = min(found, key=lambda power: (found[power][1], power))
-    return best + 1 if best >= 0 else best - 1
+    if best < 0:
+        return best - 1
+    return best if found[best][1] <= enough else best + 1
 
 
 def _after_pilot(

@@ -131,9 +131,11 @@ def test_pilots_choose_the_rate(digits: Digits) -> None:
 @pytest.mark.parametrize(
     ("distances", "powers"),
     [
-        ({0: 2.0, -1: 3.0, 1: 4.0}, [0, -1, 1]),  # the first is the best of three
-        ({0: 2.0, -1: 3.0, 1: 1.0, 2: 5.0}, [0, -1, 1, 2]),
-        ({0: 2.0, -1: 3.0, 1: 1.0, 2: 0.5}, [0, -1, 1, 2]),  # PILOTS at most
+        ({0: 6.0, -1: 7.0, 1: 8.0}, [0, -1, 1]),  # the first is the best of three
+        ({0: 6.0, -1: 7.0, 1: 5.0, 2: 8.0}, [0, -1, 1, 2]),
+        ({0: 6.0, -1: 7.0, 1: 5.0, 2: 4.5}, [0, -1, 1, 2]),  # PILOTS at most
+        ({0: 4.0, -1: 7.0}, [0, -1]),  # less than half of 8.5 is left
+        ({0: 6.0, -1: 7.0, 1: 4.0}, [0, -1, 1]),
         ({0: 3.0, -1: 2.0, -2: 4.0}, [0, -1, -2]),
         ({0: 3.0, -1: 2.0, -2: 1.0, -3: 0.5}, [0, -1, -2, -3]),
         ({0: 2.0, -1: 2.0, -2: 4.0}, [0, -1, -2]),  # of equals the lower rate
@@ -149,6 +151,7 @@ def test_pilots_go_on_where_the_distance_falls(
         return distances[round(math.log(options.lr / FAST.lr, FACTOR))]
 
     monkeypatch.setattr(module, "_after_pilot", known)
+    monkeypatch.setattr(Teacher, "distance", lambda *_: 8.5)
     about = recover(hurt(model), model, samples, tune, 1, options=FAST)[1]
     assert [rate for rate, _ in about.pilots] == pytest.approx([FAST.lr * FACTOR**power for power in powers])
     assert len(powers) <= PILOTS
