@@ -88,7 +88,8 @@ def matrices_of(model: nn.Module, example: Batch, batch: int) -> set[nn.Paramete
 
 
 def _is_dense(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (isinstance(module, CONVS) and module.groups == 1)
+    kind = isinstance(module, nn.Linear) or (isinstance(module, CONVS) and module.groups == 1)
+    return kind and module.weight.numel() > 0  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
 
 def _work(weight: Tensor) -> float:

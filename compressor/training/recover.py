@@ -37,7 +37,7 @@ from compressor.training.loop import (
 )
 from compressor.training.together import Team
 from compressor.units.fetched import place, room_of
-from compressor.units.modes import evaluating, home_of
+from compressor.units.modes import evaluating, floating, home_of, in_precision
 from compressor.units.outputs import judged_part
 from compressor.units.program import forward
 
@@ -46,13 +46,15 @@ OPTIONS = TrainOptions(batch=64, lr=6e-4, optimizer="muon", weight_decay=0.01, b
 """Chosen by the tune split of Fashion-MNIST networks (mlp at 6 %, vgg at 14 %, resnet at 20 % of the parameters)."""
 PILOTS = 4
 """The most pilots that look for the rate: a network that lost much needs a high one, one that lost little a low."""
-FACTOR = 3.0
-"""How far the rates of two pilots are apart."""
+FACTOR, LOWEST = 3.0, -2
+"""How far the rates of two pilots are apart, and how many times that below the first the lowest may be: pilots flatter
+low rates where little was lost, as all they see of a higher one is its noise."""
 ENOUGH = 0.5
-"""A rate that leaves this share of the distance after a pilot is high enough: all steps together take ten times as many,
-in which a higher one, though it is faster in a pilot, only adds noise."""
+"""A rate that leaves this share of the distance after a pilot is high enough: there are ten times as many steps later,
+to which a higher one, though it is faster in a pilot, only adds noise."""
 PILOT = 0.1
 """Share of the steps that each pilot takes."""
+HALF = (torch.float16, torch.bfloat16)
 ALREADY_THERE = 1e-9
 """A distance from the original that leaves nothing to try for."""
 CHECK_BATCH = 250
@@ -137,14 +139,26 @@ def recover(
             student, samples, replace(options, lr=rate), _part(progress, PILOTS * PILOT, 1.0), teacher.distance
         )
     best_step, after = _best(report)
+    before = report.checks[0][1]
+    if floating(small) in HALF:
+        learner, after = _rounded(learner, small, teacher)
+        if after > before:
+            learner, after, best_step = copy.deepcopy(small).eval(), before, 0
     made = Recovery(
         steps=steps, epochs=round(steps / steps_per_epoch(samples, options), 2), samples=len(samples),
         batch=options.batch, rate=rate, measure="KL divergence" if teacher.classes else "squared error",
-        before=report.checks[0][1], after=after, best_step=best_step, checks=report.checks,
+        before=before, after=after, best_step=best_step, checks=report.checks,
         seconds=round(time.perf_counter() - started, 2), stopped=report.stopped, pilots=pilots,
     )  # fmt: skip
     place(learner, home, room_of(small))
     return learner, made
+
+
+def _rounded(learner: nn.Module, small: nn.Module, teacher: Teacher) -> tuple[nn.Module, float]:
+    """The learner's weights in the precision of the network given, and how far they are from the original then."""
+    made = copy.deepcopy(small).eval()
+    made.load_state_dict(learner.state_dict())
+    return made, teacher.distance(_unhalved(copy.deepcopy(made)))
 
 
 def _part(progress: Callable[[float], None] | None, before: float, size: float) -> Callable[[Progress], None] | None:
@@ -182,7 +196,7 @@ def _next_power(found: dict[int, tuple[float, float]], enough: float) -> int:
         return -len(found)
     best = min(found, key=lambda power: (found[power][1], power))
     if best < 0:
-        return best - 1
+        return max(best - 1, LOWEST)
     return best if found[best][1] <= enough else best + 1
 
 
@@ -221,8 +235,7 @@ def steps_of(
     with in_step():
         teacher = Teacher(original, tune, home, classes)
         begun = time.perf_counter()
-        with evaluating(small):
-            teacher.distance(small)
+        teacher.distance(_trainable(small).eval())
         check = time.perf_counter() - begun
         step = _step_seconds(
             small, samples, replace(options, seed=seed), teacher, min(TIMED_SHARE * seconds, TIMED_SECONDS)
@@ -260,12 +273,12 @@ class Teacher:
 
     def __init__(self, original: nn.Module, tune: Samples, device: torch.device, classes: bool = True) -> None:
         """Without `classes` the answers are numbers, whatever their shape."""
-        self.network = copy.deepcopy(original).eval().requires_grad_(False).to(device)
+        self.network = _unhalved(copy.deepcopy(original)).eval().requires_grad_(False).to(device)
         put_channels_last(self.network)
         self.team = Team(shared=True)
         own, self.share = self.team.part(len(tune))
         self.tune, self.device = tune.take(own), device
-        self.dtype = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
+        self.dtype = floating(self.network)
         with torch.no_grad():
             self.answers = self._answers(self.network)
         self.classes = classes and self.answers.ndim == 2 and self.answers.shape[1] > 1
@@ -318,8 +331,13 @@ def _wide(scores: Tensor) -> Tensor:
 
 
 def _trainable(network: nn.Module) -> nn.Module:
-    """A copy whose floating weights all learn."""
-    copied = copy.deepcopy(network)
+    """A copy whose floating weights all learn, in float32 where they are halves."""
+    copied = _unhalved(copy.deepcopy(network))
     for weight in copied.parameters():
         weight.requires_grad_(weight.is_floating_point())
     return copied
+
+
+def _unhalved(network: nn.Module) -> nn.Module:
+    """The network (changed in place) in float32 if it was in half precision, in which steps of training get lost."""
+    return in_precision(network, torch.float32) if floating(network) in HALF else network

@@ -137,9 +137,9 @@ def test_pilots_choose_the_rate(digits: Digits) -> None:
         ({0: 4.0, -1: 7.0}, [0, -1]),  # less than half of 8.5 is left
         ({0: 6.0, -1: 7.0, 1: 4.0}, [0, -1, 1]),
         ({0: 3.0, -1: 2.0, -2: 4.0}, [0, -1, -2]),
-        ({0: 3.0, -1: 2.0, -2: 1.0, -3: 0.5}, [0, -1, -2, -3]),
+        ({0: 3.0, -1: 2.0, -2: 1.0}, [0, -1, -2]),  # no lower
         ({0: 2.0, -1: 2.0, -2: 4.0}, [0, -1, -2]),  # of equals the lower rate
-        ({0: math.inf, -1: math.inf, -2: math.inf, -3: 1.0}, [0, -1, -2, -3]),
+        ({0: math.inf, -1: math.inf, -2: 1.0}, [0, -1, -2]),
     ],
 )
 def test_pilots_go_on_where_the_distance_falls(
@@ -245,6 +245,32 @@ def test_any_inputs_outputs_and_dtype(outputs: tuple[int, ...], measure: str, dt
     assert about.measure == measure
     assert about.after < 0.1 * about.before
     assert next(made.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_trained_in_float32_and_comes_back(digits: Digits, dtype: torch.dtype) -> None:
+    model, samples, tune, judge = digits
+    half = copy.deepcopy(model).to(dtype)
+    small = hurt(half)
+    made, about = recover(small, half, samples, tune, 60, options=FAST)
+    assert about.stopped is None
+    assert about.after < 0.3 * about.before
+    assert {tensor.dtype for tensor in made.state_dict().values() if tensor.is_floating_point()} == {dtype}
+    assert {weight.dtype for weight in small.parameters()} | {weight.dtype for weight in half.parameters()} == {dtype}
+    wide = [copy.deepcopy(net).float() for net in (half, made)]
+    assert about.after == pytest.approx(Teacher(wide[0], tune, torch.device("cpu")).distance(wide[1]), rel=1e-4)
+    assert accuracy(wide[1], judge) > accuracy(wide[0], judge) - 3
+    assert steps_of(Budget.parse("0.02min"), small, half, samples, tune) >= 1
+
+
+def test_what_rounding_makes_worse_stays(digits: Digits) -> None:
+    model, samples, tune, _ = digits
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    small = hurt(half, 0.001)  # as far as bfloat16 can tell two weights apart
+    made, about = recover(small, half, samples, tune, 2, options=replace(FAST, lr=1e-7))
+    assert about.after <= about.before
+    if about.best_step == 0:
+        assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
