@@ -23,7 +23,7 @@ from compressor.training.augment import augmented, viewed, views
 from compressor.training.muon import matrices_of
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
 from compressor.training.targets import refuse_targets
-from compressor.training.together import Team
+from compressor.training.together import Team, numbers_of
 from compressor.units.fetched import gradients_beside
 from compressor.units.modes import evaluating
 from compressor.units.outputs import as_answered, judged_part
@@ -126,7 +126,7 @@ def train(
     learner = copy.deepcopy(model).to(device).train()
     gradients_beside(learner)
     channels_last = put_channels_last(learner)
-    with _own_random_state(options.seed, device):
+    with torch.enable_grad(), _own_random_state(options.seed, device):
         if loss is None:
             refuse_targets(learner, samples, device)
         run = _Run(
@@ -221,7 +221,8 @@ class _Run:
                 raise
             stopped = f"{error.got} at {error.where}"
         if self.best:
-            self.model.load_state_dict(self.best)
+            for name, tensor in numbers_of(self.model).items():
+                tensor.copy_(self.best[name])
         measured = None if check is None else accuracy(self.model, check, self.device)
         seconds = time.perf_counter() - self.started
         return TrainingReport(tuple(losses), right, measured, self.steps, seconds, tuple(self.checks), stopped)
@@ -235,7 +236,7 @@ class _Run:
             value = self.criterion(self.model)
         value = value if math.isfinite(value) else math.inf
         if not self.checks or value < min(known for _, known in self.checks):
-            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {name: tensor.clone() for name, tensor in numbers_of(self.model).items()}
         self.checks.append((self.steps, value))
         self.model.train(not self.options.frozen_modes)
 
@@ -272,6 +273,11 @@ class _Run:
             output = forward(self.model, batch.inputs)
         self.optimizer.zero_grad(set_to_none=True)
         own = self.loss(output, batch)
+        if not own.requires_grad:
+            raise ModelError(
+                "training", "outputs without gradients", "outputs that the weights can be trained by",
+                "leave out `torch.no_grad()`, `inference_mode()` and `.detach()` from the network's forward.",
+            )  # fmt: skip
         own.backward()
         value = self.team.join(own, self.weights, share)
         if not math.isfinite(value):

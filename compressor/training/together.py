@@ -16,6 +16,13 @@ from compressor.observe.processes import connected, meet, processes
 from compressor.units.fetched import there
 
 
+def numbers_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a network's state is made of, by name: to copy from and into. What modules add to it beside
+    tensors (`get_extra_state`) is nothing that training changes.
+    """
+    return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
 class Team:
     """The processes that train one network together; this one alone where it is not shared, or nobody else is there.
 
@@ -49,12 +56,12 @@ class Team:
         """The first process's weights in all: devices may differ in the last bits of what was computed before."""
         if self.size > 1:
             meet()
-            for tensor in model.state_dict().values():
+            for tensor in numbers_of(model).values():
                 if tensor.is_floating_point():
-                    same = there(tensor.detach()).contiguous()
+                    same = there(tensor).contiguous()
                     with connected():
                         distributed.broadcast(same, 0)
-                    tensor.detach().copy_(same)
+                    tensor.copy_(same)
 
     def join(self, loss: Tensor, weights: Sequence[nn.Parameter], share: float) -> float:
         """The whole batch's mean loss; the weights' gradients become those of it. One exchange.

@@ -78,7 +78,7 @@ def fidelity(
     agreed, kl, change, bad = 0.0, 0.0, 0.0, 0
     for ids in _chunks(before):
         one, other = before[ids], after[ids]
-        finite = torch.isfinite(other).flatten(1).all(1)
+        finite = torch.isfinite(other).reshape(len(other), -1).all(1)  # single answers may have no dimension but n
         first, second = class_scores(one.double()), class_scores(other.double())
         same = (first.argmax(1) == second.argmax(1)).double().reshape(len(one), -1)
         shares = _shares(same, None if truth is None else counted(truth[ids], first.shape[1]))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import ModelError
 from compressor.sources.data import load_data
 from compressor.sources.samples import Samples, as_samples
 from compressor.training import loop
@@ -317,3 +318,42 @@ def test_a_budget_in_minutes_is_about_kept(digits: Digits) -> None:
     steps = steps_of(Budget(0.03, "min"), hurt(model), model, samples, tune)
     _, about = recover(hurt(model), model, samples, tune, steps)
     assert 0.2 < about.seconds < 8
+
+
+class Stated(nn.Linear):
+    """A layer whose state holds more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        raise AssertionError("training sets nothing but weights")
+
+
+def vectors() -> Samples:
+    return as_samples(torch.randn(60, 6, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_state_of_more_than_tensors_and_a_caller_without_gradients() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Stated(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    made, about = recover(hurt(model), model, vectors(), vectors(), 10)
+    assert about.after < about.before
+    with torch.no_grad():
+        again, _ = recover(hurt(model), model, vectors(), vectors(), 10)
+    pairs = zip(made.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+class Closed(nn.Linear):
+    """A layer that gives no gradients."""
+
+    @torch.no_grad()
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+def test_a_network_without_gradients_is_refused_by_name() -> None:
+    model = Closed(6, 3)
+    with pytest.raises(ModelError, match="outputs without gradients"):
+        recover(hurt(model), model, vectors(), vectors(), 2)

@@ -122,3 +122,10 @@ def test_spread_of_one_sample_is_its_size() -> None:
     assert output_spread(torch.tensor([[3.0, 4.0], [3.0, 4.0]])) == 0
     assert fidelity(torch.ones(2, 2), torch.ones(2, 2)).max_relative_change == 0
     assert math.isinf(fidelity(torch.ones(2, 2), torch.zeros(2, 2)).max_relative_change)
+
+
+def test_single_answers_without_a_second_dimension_are_those_with_one() -> None:
+    first, second = pair(classes=1)
+    assert fidelity(first.flatten(), second.flatten()) == fidelity(first, second)
+    second[3] = math.nan
+    assert fidelity(first.flatten(), second.flatten()).not_finite == 1
