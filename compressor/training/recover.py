@@ -35,7 +35,7 @@ from compressor.training.loop import (
     steps_per_epoch,
     train,
 )
-from compressor.training.together import Team
+from compressor.training.together import Team, numbers_of
 from compressor.units.fetched import place, room_of
 from compressor.units.modes import evaluating, floating, home_of, in_precision
 from compressor.units.outputs import judged_part
@@ -157,7 +157,9 @@ def recover(
 def _rounded(learner: nn.Module, small: nn.Module, teacher: Teacher) -> tuple[nn.Module, float]:
     """The learner's weights in the precision of the network given, and how far they are from the original then."""
     made = copy.deepcopy(small).eval()
-    made.load_state_dict(learner.state_dict())
+    learnt = numbers_of(learner)
+    for name, tensor in numbers_of(made).items():
+        tensor.copy_(learnt[name])
     return made, teacher.distance(_unhalved(copy.deepcopy(made)))
 
 
