@@ -79,6 +79,8 @@ class Recoverer:
                 if not out_of_memory(error) or self.options.batch == 1:
                     raise
                 self.options = replace(self.options, batch=self.options.batch // 2)
+                if self.budget.unit == "ep":
+                    self.steps = None  # as many passes take more of the smaller batches
 
     def better(
         self, small: nn.Module, before: Outputs, tuned: Tuned, compare: Compare, progress: Callable[[float], None],

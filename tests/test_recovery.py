@@ -180,6 +180,7 @@ def test_a_loss_that_is_not_finite_is_said(monkeypatch: pytest.MonkeyPatch, plai
     result = compressor.compress(network(), *parts(), **ASKED, recover="30st")
     assert any("Recovery ended early: a loss of" in text for text in result.record["warnings"])
     assert result.record["recover"]["best_step"] == 0
+    assert "came no nearer" in (recovery_sentence(validate(result.record)) or "")
     assert same(result.model, plain.model)
     validate(result.record)
 
@@ -241,6 +242,8 @@ def test_smaller_batches_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) 
     record = compressor.compress(network(), *parts(), **ASKED, recover="3st").record
     assert sizes == [recover.OPTIONS.batch // 2**times for times in range(len(sizes))]
     assert record["recover"]["batch"] == sizes[-1] <= 20
+    found = compressor.compress(network(), *parts(), **ASKED, recover="1ep").record["recover"]
+    assert (found["epochs"], found["steps"]) == (1, 1500 // found["batch"])
 
 
 @pytest.mark.usefixtures("no_page", "no_onnx")

@@ -219,6 +219,8 @@ def recovery_sentence(record: Record) -> str | None:
     took += f", learning rate {found.rate:.2g} (best of {len(found.pilots)} tried)" if found.pilots else ""
     took += f" in {record.processes} processes" if record.processes > 1 else ""
     what = "Recovered by distillation, without labels" if found.kept else "Recovery did not help and was not kept"
+    if found.kept and not found.best_step:
+        what = "Recovery came no nearer, and the network is the one from before it"
     return f"{what}: tune {metric} {went}, {nearer}; {took}"
 
 

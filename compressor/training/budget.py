@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 Unit = Literal["ep", "min", "st"]
@@ -35,4 +36,5 @@ class Budget:
         return max(1, round(self.amount * (per_epoch if self.unit == "ep" else 1)))
 
     def __str__(self) -> str:
-        return f"{self.amount:.12g}{self.unit}"
+        plain = f"{Decimal(repr(float(self.amount))):f}"  # without an exponent: `parse` reads it again
+        return f"{plain.removesuffix('.0')}{self.unit}"

@@ -131,7 +131,7 @@ def recover(
     started = time.perf_counter()
     with in_step():
         teacher = Teacher(original, tune, home, classes)
-        options = replace(options, steps=steps, seed=seed, bf16=options.bf16 and teacher.classes)
+        options = teacher.fitting(replace(options, steps=steps, seed=seed))
         student = _trainable(small)
         pilots = _pilots(student, samples, teacher, options, progress)
         rate = min(pilots, key=lambda pilot: (pilot[1], pilot[0]))[0] if pilots else options.lr
@@ -236,12 +236,11 @@ def steps_of(
     seconds = 60 * budget.amount / parts
     with in_step():
         teacher = Teacher(original, tune, home, classes)
+        options = teacher.fitting(replace(options, seed=seed))  # those that the recovery will have
         begun = time.perf_counter()
         teacher.distance(_trainable(small).eval())
         check = time.perf_counter() - begun
-        step = _step_seconds(
-            small, samples, replace(options, seed=seed), teacher, min(TIMED_SHARE * seconds, TIMED_SECONDS)
-        )
+        step = _step_seconds(small, samples, options, teacher, min(TIMED_SHARE * seconds, TIMED_SECONDS))
         left = seconds - (time.perf_counter() - started) - (CHECKS + 3 + PILOTS) * check  # one is the original's
         return int(teacher.team.of_first(_steps_within(left / step)))
 
@@ -292,6 +291,17 @@ class Teacher:
         mean = self.team.total(weight * self.answers.sum(0))
         return float(self.team.total(weight * (self.answers - mean).square().sum(0)).mean())
 
+    def fitting(self, options: TrainOptions) -> TrainOptions:
+        """The options, in float32 where bfloat16 is too coarse: for answers that are numbers, and for networks that it
+        breaks on a batch (the lowest float32, which masks of attention hold, is minus infinity there).
+        """
+        options = replace(options, bf16=options.bf16 and self.classes)
+        with precision(options, self.device):
+            if not torch.is_autocast_enabled(self.device.type):
+                return options
+            broken = (~self._answers(self.network, options.batch).isfinite()).sum()
+        return replace(options, bf16=not int(self.team.total(broken)))
+
     def train(
         self, student: nn.Module, samples: Samples, options: TrainOptions,
         progress: Callable[[Progress], None] | None, criterion: Criterion | None = None,
@@ -322,9 +332,11 @@ class Teacher:
         logs = [(scores / temperature).log_softmax(1) for scores in (found, wanted)]
         return temperature**2 * F.kl_div(logs[0], logs[1], log_target=True, reduction="batchmean")
 
-    def _answers(self, network: nn.Module) -> Tensor:
+    def _answers(self, network: nn.Module, first: int | None = None) -> Tensor:
+        """Of the tune split, or the `first` of it."""
+        asked = self.tune if first is None else self.tune.take(range(min(first, len(self.tune))))
         with torch.no_grad():
-            parts = batches(self.tune, CHECK_BATCH, self.device, self.dtype)
+            parts = batches(asked, CHECK_BATCH, self.device, self.dtype)
             return torch.cat([judged_part(forward(network, part.inputs))[0].cpu().double() for part in parts])
 
 

@@ -275,7 +275,8 @@ def test_what_rounding_makes_worse_stays(digits: Digits) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "steps"), [("2ep", 30), ("0.5ep", 8), ("0.01ep", 1), ("400st", 400), ("5min", None), ("0.5min", None)]
+    ("text", "steps"),
+    [("2ep", 30), ("0.5ep", 8), ("0.01ep", 1), ("400st", 400), ("5min", None), ("0.5min", None), ("0.00001ep", 1)],
 )
 def test_budgets(text: str, steps: int | None) -> None:
     assert str(Budget.parse(text)) == text
@@ -357,3 +358,33 @@ def test_a_network_without_gradients_is_refused_by_name() -> None:
     model = Closed(6, 3)
     with pytest.raises(ModelError, match="outputs without gradients"):
         recover(hurt(model), model, vectors(), vectors(), 2)
+
+
+class Masked(nn.Linear):
+    """Attends to nothing: with the lowest float32 as a mask that is a mean, with minus infinity not a number."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        answers = super().forward(input)
+        lowest = torch.full(answers.shape, torch.finfo(torch.float32).min)
+        return answers * lowest.to(answers.dtype).softmax(1)
+
+
+@pytest.mark.parametrize(("classes", "layer"), [(True, Masked), (False, nn.Linear)])
+def test_minutes_are_timed_in_the_precision_of_the_recovery(
+    classes: bool, layer: type[nn.Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16, where answers are scores of classes and stay finite in it; also on machines that emulate it."""
+    monkeypatch.setattr(loop, "_computes_bf16", lambda _: True)
+    model, used, real = layer(6, 3), set[bool](), module.train
+
+    def noted(*given: Any, **more: Any) -> Any:
+        used.add(given[2].bf16)
+        return real(*given, **more)
+
+    monkeypatch.setattr(module, "train", noted)
+    steps_of(Budget(0.001, "min"), model, model, vectors(), vectors(), classes=classes)
+    assert used == {False}
+    _, about = recover(hurt(model), model, vectors(), vectors(), 10, classes=classes)
+    assert used == {False}
+    assert about.stopped is None
+    assert about.after < about.before
