@@ -20,7 +20,7 @@ from compressor.sources.splits import Data
 from compressor.stages import Report, first_inputs, on_cpu, opened_model, silent
 from compressor.surgery.exact import exact_compress
 from compressor.units.graph import UnitGraph
-from compressor.units.modes import floating
+from compressor.units.modes import floating, with_gradients
 from compressor.units.program import copied
 from compressor.units.sizes import size_of
 from compressor.units.unjudged import moved_outputs
@@ -33,6 +33,7 @@ OTHERS = 32
 """Judge samples by which outputs that are not judged are compared."""
 
 
+@with_gradients()
 def compress(
     model: nn.Module, data: Data, options: Options, report: Report = silent, answers: Answers | None = None,
     score: Score | None = None,
@@ -70,6 +71,7 @@ def _other_outputs(model: nn.Module, small: nn.Module, data: Data) -> list[str]:
     return [f"Other outputs: {told} {what}."] if moved else []
 
 
+@with_gradients()
 def analyze(model: nn.Module, data: Data, options: Options, report: Report = silent) -> Outcome:
     """Units, statistics and findings only; nothing is cut and nothing judged."""
     start = prepare(model, data, options, report, judged=False)

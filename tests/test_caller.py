@@ -168,3 +168,21 @@ def test_other_arguments_are_other_code(home: Path, monkeypatch: pytest.MonkeyPa
     with consent.trusting(True, told.append):
         consent.refuse_unknown_code({**source, "arguments": {"width": 8}}, "manifest")
     assert len(told) == 1
+
+
+def test_a_caller_without_gradients_gets_the_same_network() -> None:
+    """Torch's attention runs in one piece then, and its layers are still found and cut."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    model, inputs = torch.nn.Sequential(layer, torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval(), torch.randn(60, 3, 4)
+
+    def asked() -> dict[str, Any]:
+        parts = (inputs[:30], inputs[30:40], inputs[40:])
+        return compressor.compress(model, *parts, keep="params=0.8", align=1, max_drop=90, recover="2st").record
+
+    plain = asked()
+    with torch.inference_mode():
+        record = asked()
+    assert sum(group["frozen"] is None for group in plain["groups"]) > 1
+    assert record["groups"] == plain["groups"]
+    assert record["recover"]["checks"] == plain["recover"]["checks"]

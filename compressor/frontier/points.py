@@ -18,6 +18,7 @@ from compressor.outcome import Outcome
 from compressor.planning.search import Candidate
 from compressor.sources.splits import Data
 from compressor.stages import Report, silent
+from compressor.units.modes import with_gradients
 from compressor.verify.scores import Score
 from compressor.workbench import Bench, open_bench, prepare
 
@@ -42,6 +43,7 @@ class Frontier:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@with_gradients()
 def trace(
     model: nn.Module, data: Data, options: Options, sizes: Sizes, report: Report = silent,
     answers: Callable[[Any], Any] | None = None, score: Score | None = None,

@@ -25,7 +25,7 @@ from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rat
 from compressor.training.targets import refuse_targets
 from compressor.training.together import Team, numbers_of
 from compressor.units.fetched import gradients_beside
-from compressor.units.modes import evaluating
+from compressor.units.modes import evaluating, with_gradients
 from compressor.units.outputs import as_answered, judged_part
 from compressor.units.program import forward
 
@@ -94,6 +94,7 @@ class Progress:
     model: nn.Module
 
 
+@with_gradients()
 def train(
     model: nn.Module,
     samples: Samples,
@@ -126,7 +127,7 @@ def train(
     learner = copy.deepcopy(model).to(device).train()
     gradients_beside(learner)
     channels_last = put_channels_last(learner)
-    with torch.enable_grad(), _own_random_state(options.seed, device):
+    with _own_random_state(options.seed, device):
         if loss is None:
             refuse_targets(learner, samples, device)
         run = _Run(

@@ -23,6 +23,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Gradients as where nobody switched them off. Under a caller's `no_grad` or `inference_mode` torch's attention
+    runs in one piece that shows no layers, so that less could be cut, and nothing can be trained.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """`model` (changed in place) with its real numbers in another precision; complex ones stay, where `Module.to`
     would drop their imaginary parts.
