@@ -200,6 +200,7 @@ class _Run:
         self.steps = 0
         self.criterion, self.checks = criterion, list[tuple[int, float]]()
         self.best: dict[str, Tensor] = {}
+        self.dropouts = {module: module.dropout for module in model.modules() if isinstance(module, nn.RNNBase)}
 
     def _matrices(self) -> set[nn.Parameter]:
         few = self.samples.take(range(min(2, len(self.samples))))
@@ -212,7 +213,7 @@ class _Run:
         stopped: str | None = None
         self.team.start_alike(self.model)
         self._ask()
-        self.model.train(not self.options.frozen_modes)
+        self._set_modes()
         try:
             while self._done() < 1:
                 mean, right = self._epoch(len(losses), progress)
@@ -221,12 +222,20 @@ class _Run:
             if self.criterion is None:
                 raise
             stopped = f"{error.got} at {error.where}"
+        for module, share in self.dropouts.items():
+            module.dropout = share
         if self.best:
             for name, tensor in numbers_of(self.model).items():
                 tensor.copy_(self.best[name])
         measured = None if check is None else accuracy(self.model, check, self.device)
         seconds = time.perf_counter() - self.started
         return TrainingReport(tuple(losses), right, measured, self.steps, seconds, tuple(self.checks), stopped)
+
+    def _set_modes(self) -> None:
+        """The mode to learn in. cuDNN's recurrences learn in train mode only, which without dropout is eval mode."""
+        self.model.train(not self.options.frozen_modes)
+        for module in self.dropouts if self.options.frozen_modes else ():
+            module.training, module.dropout = True, 0.0
 
     def _ask(self) -> None:
         """Ask the criterion and keep the weights if they are the best so far."""
@@ -239,7 +248,7 @@ class _Run:
         if not self.checks or value < min(known for _, known in self.checks):
             self.best = {name: tensor.clone() for name, tensor in numbers_of(self.model).items()}
         self.checks.append((self.steps, value))
-        self.model.train(not self.options.frozen_modes)
+        self._set_modes()
 
     def _is_time_to_ask(self) -> bool:
         marks = {round(self.total * place / CHECKS) for place in range(1, CHECKS + 1)}

@@ -217,6 +217,38 @@ def test_the_original_is_asked_as_precisely_as_the_student_computes(
     assert about.after < about.before
 
 
+class Recurrent(nn.Module):
+    """Reads the rows of an image one by one, and remembers the modes of its recurrence while it learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.LSTM(8, 12, 2, batch_first=True, dropout=0.5)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            MODES.add((self.rows.training, self.rows.dropout))
+        return self.head(self.rows(images.flatten(1).reshape(len(images), 8, 8))[0][:, -1])
+
+
+MODES: set[tuple[bool, float]] = set()
+
+
+def test_recurrences_learn_in_train_mode_without_dropout(digits: Digits) -> None:
+    _, samples, tune, _ = digits
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Recurrent().eval()
+    MODES.clear()
+    small = hurt(model)
+    made, about = recover(small, model, samples, tune, 20, options=FAST)
+    assert {(True, 0.0)} == MODES, "cuDNN refuses to go back through a recurrence in eval mode"
+    assert about.after < about.before
+    assert isinstance(made.rows, nn.LSTM)
+    assert (made.rows.training, made.rows.dropout) == (False, 0.5)
+    assert about.after == pytest.approx(Teacher(model, tune, torch.device("cpu")).distance(made), rel=1e-4)
+
+
 class Named(nn.Module):
     """Several inputs by name, an output with other things in it."""
 
