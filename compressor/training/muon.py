@@ -41,7 +41,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.others = torch.optim.AdamW(rest, lr, weight_decay=weight_decay) if rest else None
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step along the gradients, at the rate of the first group."""
         rate, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
         for weight in self.matrices:
@@ -73,8 +73,8 @@ def matrices_of(model: nn.Module, example: Batch, batch: int) -> set[nn.Paramete
     rows: dict[nn.Parameter, float] = {}
 
     def count(module: nn.Module, _: Any, output: Tensor) -> None:
-        seen = output.numel() / len(module.weight) / len(example.ids) * batch  # pyright: ignore[reportArgumentType]
-        rows[module.weight] = rows.get(module.weight, 0.0) + seen  # pyright: ignore[reportArgumentType]
+        weight: Any = module.weight
+        rows[weight] = rows.get(weight, 0.0) + output.numel() / len(weight) / len(example.ids) * batch
 
     hooks = [module.register_forward_hook(count) for module in model.modules() if _is_dense(module)]
     try:

@@ -16,10 +16,13 @@ from compressor.errors import ModelError
 from compressor.sources.data import load_data
 from compressor.sources.samples import Samples, as_samples
 from compressor.training import loop
-from compressor.training import recover as module
+from compressor.training import pilots as trials
+from compressor.training import teacher as teaching
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, TrainOptions, accuracy, steps_per_epoch, train
-from compressor.training.recover import FACTOR, OPTIONS, PILOTS, Teacher, recover, steps_of
+from compressor.training.pilots import FACTOR, PILOTS
+from compressor.training.recover import OPTIONS, recover, steps_of
+from compressor.training.teacher import Teacher
 
 FAST = replace(OPTIONS, batch=64)
 
@@ -151,7 +154,7 @@ def test_pilots_go_on_where_the_distance_falls(
     def known(_small: Any, _samples: Any, _teacher: Any, options: TrainOptions, _progress: Any) -> float:
         return distances[round(math.log(options.lr / FAST.lr, FACTOR))]
 
-    monkeypatch.setattr(module, "_after_pilot", known)
+    monkeypatch.setattr(trials, "_after_pilot", known)
     monkeypatch.setattr(Teacher, "distance", lambda *_: 8.5)
     about = recover(hurt(model), model, samples, tune, 1, options=FAST)[1]
     assert [rate for rate, _ in about.pilots] == pytest.approx([FAST.lr * FACTOR**power for power in powers])
@@ -338,7 +341,7 @@ def test_minutes_become_steps(digits: Digits, monkeypatch: pytest.MonkeyPatch) -
             clock[0] += seconds
             progress(None)
 
-    monkeypatch.setattr(module, "train", ticking)
+    monkeypatch.setattr(teaching, "train", ticking)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     assert known("5min") == 92, "132 steps of 2 seconds are left: 92, and 4 pilots of 10"
     assert known("16min", parts=8) == 30, "42 steps: 30, and 4 pilots of 3"
@@ -407,13 +410,13 @@ def test_minutes_are_timed_in_the_precision_of_the_recovery(
 ) -> None:
     """bfloat16, where answers are scores of classes and stay finite in it; also on machines that emulate it."""
     monkeypatch.setattr(loop, "_computes_bf16", lambda _: True)
-    model, used, real = layer(6, 3), set[bool](), module.train
+    model, used, real = layer(6, 3), set[bool](), teaching.train
 
     def noted(*given: Any, **more: Any) -> Any:
         used.add(given[2].bf16)
         return real(*given, **more)
 
-    monkeypatch.setattr(module, "train", noted)
+    monkeypatch.setattr(teaching, "train", noted)
     steps_of(Budget(0.001, "min"), model, model, vectors(), vectors(), classes=classes)
     assert used == {False}
     _, about = recover(hurt(model), model, vectors(), vectors(), 10, classes=classes)
