@@ -327,11 +327,11 @@ def open_bench(start: Start, measure: str, candidates: int, least: float | None 
 
 def _reaching(allocator: Allocator, measure: str, least: float | None) -> Allocator:
     """With the largest block, of this one and its halves, in which a share of `least` can be had (any cut, if not
-    said); as it is where no block helps."""
+    said). Where it cannot, without blocks: what is refused then names the least there is; as it is, if not said."""
     whole, found = allocator.whole(measure), allocator
     while found.smallest(measure) > whole * (1 - 1e-9 if least is None else least):
         if found.block <= 1:
-            return allocator
+            return allocator if least is None else found
         found = replace(found, block=found.block // 2)
     return found
 

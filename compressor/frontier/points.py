@@ -81,7 +81,11 @@ def _built(bench: Bench, sizes: Sizes) -> tuple[list[Candidate[Made]], list[dict
     """
     shares = sizes.spread(bench.smallest)
     if shares[-1] < bench.smallest:  # before anything is built: tell what can be had
-        bench.allocator.plan(bench.measure, shares[-1])
+        try:
+            bench.allocator.plan(bench.measure, shares[-1])
+        except UsageError as error:  # no frontier has a --keep
+            asked = f"--sizes {shares[-1]:g} --measure {bench.measure}"
+            raise UsageError(asked, error.got, error.expected, error.next_step) from None
     found, said = [], []
     for share in shares:
         candidate, timing = bench.made(share)

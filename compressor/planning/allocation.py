@@ -71,10 +71,11 @@ class Allocator:
         whole = self.whole(measure)
         least = self.smallest(measure)
         if least > share * whole:
+            named = _rounded_up(least / whole)
             raise UsageError(
-                f"keep {measure}={share:g}",
+                f"--keep {measure}={share:g}",
                 f"{share:.4g} of {whole:,.0f} {UNITS.get(measure, measure)}",
-                f"at least {least / whole:.4g}: groups keep a unit (aligned to {self.block}), frozen layers stay",
+                f"at least {named}: groups keep a unit (aligned to {self.block}), frozen layers stay",
                 self._unaligned(measure, share * whole)
                 + "ask for more, or see `compressor inspect` for what is frozen.",
             )
@@ -89,7 +90,7 @@ class Allocator:
     def _unaligned(self, measure: str, target: float) -> str:
         """The way out where only alignment makes a size impossible; else nothing."""
         least = self.smallest(measure) if self.block <= 1 else replace(self, block=1).smallest(measure)
-        return f"`--align 1` ({least / self.whole(measure):.4g} can be had so), " if least <= target else ""
+        return f"`--align 1` ({_rounded_up(least / self.whole(measure))} can be had so), " if least <= target else ""
 
     def kept(self, mask: np.ndarray) -> dict[str, tuple[int, ...]]:
         """Group name -> indices that stay, for groups that lose units."""
@@ -175,3 +176,11 @@ class Allocator:
                     if unit in owner:
                         found[owner[unit]] = self.block // math.gcd(self.block, each)
         return found
+
+
+def _rounded_up(share: float) -> str:
+    """A share in four digits that can be had when it is typed: the rounding goes up."""
+    if share <= 0:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(share)) - 3)
+    return f"{math.ceil(share / unit - 1e-9) * unit:.4g}"

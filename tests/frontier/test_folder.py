@@ -202,7 +202,7 @@ def test_no_space_for_pages_loses_no_network(home: Path, monkeypatch: pytest.Mon
         (("--sizes", "1.5"), 2, "--sizes"),
         (("--points", "1"), 2, "--points"),
         (("--measure", "bytes"), 2, "--measure"),
-        (("--sizes", "0.5,0.0001", "--align", "1"), 2, "keep params=0.0001"),
+        (("--sizes", "0.5,0.0001", "--align", "1"), 2, "--sizes 0.0001 --measure params: got"),
     ],
 )
 def test_refusals(home: Path, terminal: Terminal, flags: tuple[str, ...], code: int, words: str) -> None:

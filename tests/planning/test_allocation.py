@@ -11,7 +11,7 @@ import torch
 from scipy.spatial import ConvexHull
 
 from compressor.errors import UsageError
-from compressor.planning.allocation import Allocator, envelope
+from compressor.planning.allocation import Allocator, _rounded_up, envelope
 from compressor.planning.paths import Path
 from compressor.units.cut import cut
 from compressor.units.graph import UnitGraph
@@ -97,10 +97,20 @@ def test_units_dropped_last_come_back_first() -> None:
 def test_an_impossible_size_names_the_least_that_is_possible(measure: str) -> None:
     allocator, _, _ = made("residual", block=8)
     least = allocator.smallest(measure) / allocator.sizes.total(measure, allocator.full())
-    with pytest.raises(UsageError, match=f"at least {least:.4g}.*aligned to 8") as error:
+    with pytest.raises(UsageError, match=r"at least 0\.\d+: .*aligned to 8") as error:
         allocator.plan(measure, 0.9 * least)
     assert error.value.exit_code == 2
-    assert f"keep {measure}" in str(error.value)
+    assert f"--keep {measure}" in str(error.value)
+    named = float(error.value.expected.split()[2].rstrip(":"))
+    assert least <= named <= 1.001 * least
+    allocator.plan(measure, named)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.748712, "0.7488"), (0.75, "0.75"), (1.00004e-5, "1.001e-05"), (1.0, "1"), (0.0, "0")]
+)
+def test_the_least_is_rounded_up(share: float, text: str) -> None:
+    assert _rounded_up(share) == text
 
 
 @pytest.mark.parametrize(("part", "helps"), [(0.99, True), (0.01, False)])
