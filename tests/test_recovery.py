@@ -17,12 +17,14 @@ import compressor
 from compressor import candidates
 from compressor.api import Result
 from compressor.errors import DataError, UsageError
+from compressor.frontier.points import trace
 from compressor.jobs import from_recipe
-from compressor.options import Options, parse_recover
+from compressor.options import Options, Sizes, parse_recover
 from compressor.planning.search import Tuned
 from compressor.recipe import parse_recipe
 from compressor.report.record import validate
 from compressor.report.words import recovery_sentence
+from compressor.sources.data import data_of
 from compressor.sources.samples import as_samples
 from compressor.training import recover
 from compressor.training.budget import Budget
@@ -203,6 +205,9 @@ def test_a_recovery_that_loses_answers_is_not_kept(monkeypatch: pytest.MonkeyPat
     assert result.record["search"][0]["tune"] == plain.record["search"][0]["tune"]
     assert any("lost on the tune split" in text for text in result.record["warnings"])
     assert "not kept" in (recovery_sentence(validate(result.record)) or "")
+    options = Options(max_drop=90, align=1, recover=Budget(5, "st"))
+    whole = trace(network(), data_of(*parts(), seed=0), options, Sizes(shares=(0.5, 0.4)))
+    assert [text for text in whole.warnings if "0.5, 0.4 of the params: recovery lost on the tune split" in text]
 
 
 class Done(candidates.Recoverer):

@@ -71,7 +71,14 @@ def trace(
         point.outcome.model = finished(point.outcome.model, model)
         point.outcome.seconds = start.seconds
     start.seconds["total"] = round(time.perf_counter() - started, 3)
-    return Frontier(sizes.measure, outcomes, tuple(bench.outcome.warnings), start.seconds)
+    return Frontier(sizes.measure, outcomes, (*bench.outcome.warnings, *_undone(sizes, outcomes)), start.seconds)
+
+
+def _undone(sizes: Sizes, points: Sequence[Point]) -> list[str]:
+    """Which points are the networks from before their recovery."""
+    lost = [f"{p.asked:g}" for p in points if p.outcome.recovered is not None and not p.outcome.recovered["kept"]]
+    said = "recovery lost on the tune split, so that the networks are those from before it."
+    return [f"{', '.join(lost)} of the {sizes.measure}: {said}"] if lost else []
 
 
 def _built(bench: Bench, sizes: Sizes) -> tuple[list[Candidate[Made]], list[dict[str, Any] | None]]:
