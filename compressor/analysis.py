@@ -22,7 +22,7 @@ from compressor.errors import SourceError, UsageError
 from compressor.export.block import measured_block
 from compressor.export.files import PRECISIONS, VARIANTS
 from compressor.export.precision import file_name, parse_precisions
-from compressor.export.tablefile import write_table
+from compressor.export.tablefile import refuse_other_file, write_table
 from compressor.observe import memory_of
 from compressor.questions import Question
 from compressor.recording import machine, random_inputs, versions
@@ -148,8 +148,10 @@ def timetable_file(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a model's width -> time table here and write it to the file `out`; what was written.
 
-    Times do not depend on weights or data, so a shape is enough. Raises UsageError where the file cannot be written.
+    Times do not depend on weights or data, so a shape is enough. Raises UsageError where the file cannot be written, or
+    is there and no such table.
     """
+    refuse_other_file(Path(out).expanduser())
     loaded, inputs = _without_weights(spec, shape, checkpoint)
     model = in_dense_form(loaded.model, inputs)
     graph, samples = checked(model, trace(model, inputs), inputs), as_samples(inputs)

@@ -30,6 +30,17 @@ def table(home: Path, monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> di
     return written
 
 
+def test_a_table_replaces_tables_only(table: dict[str, Any], home: Path, terminal: Terminal) -> None:
+    given = ["timetable", "net.py:net", "--input", "6", "--batch", "4", "--seconds", "0.2", "--out"]
+    (home / "best.pt").write_bytes(b"weights")
+    (home / "folder").mkdir()
+    for name, words in (("best.pt", "a file that is no latency table"), ("folder", "a folder")):
+        assert terminal(*given, name) == 2
+        assert words in terminal.err
+    assert (home / "best.pt").read_bytes() == b"weights"
+    assert terminal(*given, "table.json") == 0
+
+
 def test_the_table_decides_and_nothing_is_timed(
     table: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch, terminal: Terminal, no_onnx: None, no_page: None
 ) -> None:

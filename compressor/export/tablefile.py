@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from compressor.errors import SourceError
+from compressor.errors import SourceError, UsageError
 from compressor.export.files import write_json
 from compressor.export.timetable import Shape, Timetable, widths_of
 from compressor.planning.timing import falling
@@ -71,6 +71,17 @@ class TableFile(_Part):
     table: TableRow
     machine: dict[str, JsonValue]
     versions: dict[str, JsonValue]
+
+
+def refuse_other_file(path: Path) -> None:
+    """UsageError where a table would replace what is no table (a checkpoint, a folder); asked before measuring."""
+    if not path.exists():
+        return
+    try:
+        read_table(path)
+    except SourceError:
+        got = "a folder" if path.is_dir() else "a file that is no latency table"
+        raise UsageError("--out", f"{got}: '{path}'", "a new file, or an earlier table", "name another.") from None
 
 
 def write_table(path: str | Path, table: Timetable, about: Mapping[str, Any]) -> dict[str, Any]:
