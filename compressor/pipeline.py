@@ -20,7 +20,7 @@ from compressor.sources.splits import Data
 from compressor.stages import Report, first_inputs, on_cpu, opened_model, silent
 from compressor.surgery.exact import exact_compress
 from compressor.units.graph import UnitGraph
-from compressor.units.modes import floating, with_gradients
+from compressor.units.modes import has_halves, unhalved, with_gradients
 from compressor.units.program import copied
 from compressor.units.sizes import size_of
 from compressor.units.unjudged import moved_outputs
@@ -63,8 +63,8 @@ def compress(
 def _other_outputs(model: nn.Module, small: nn.Module, data: Data) -> list[str]:
     """A warning of outputs beside the judged one, and how far they moved: no verdict is about them."""
     before, after = on_cpu(model), on_cpu(small)
-    if floating(model).itemsize < 4:  # processors do not have every operation in half precision
-        before, after = copied(before).float(), copied(after).float()
+    if has_halves(model):
+        before, after = unhalved(copied(before)), unhalved(copied(after))
     moved = moved_outputs(before, after, first_inputs(before, data.judge, OTHERS))
     told = ", ".join(f"'{name}' moved by {100 * value:.2g} %" for name, value in moved.items())
     what = "of its spread over inputs (root mean square); only the judged output has a verdict"

@@ -44,7 +44,7 @@ from compressor.units.dense import Probe, in_dense_form
 from compressor.units.fetched import fetched_bytes, place
 from compressor.units.graph import UnitGraph, clusters
 from compressor.units.heads import attentions
-from compressor.units.modes import floating, home_of
+from compressor.units.modes import floating, home_of, unhalved
 from compressor.units.program import Program, copied, record
 from compressor.units.sizes import Sizes, SizeTable
 from compressor.units.trace import trace
@@ -83,9 +83,7 @@ def pick_device(name: str) -> torch.device:
 def working_copy(model: nn.Module, device: torch.device, room: float = math.inf) -> nn.Module:
     """A copy in eval mode that computes on the device, with at most `room` bytes of its weights there; half precision
     becomes float32; every parameter takes gradients."""
-    work = copied(model)
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in work.parameters()):
-        work = work.float()
+    work = unhalved(copied(model))
     place(work.requires_grad_(True), device, room)
     return work
 

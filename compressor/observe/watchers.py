@@ -13,9 +13,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from compressor.algebra.moments import Moments, wide
 from compressor.observe.readers import TapReader
 from compressor.observe.statistics import PairStatistics, TapStatistics
-from compressor.units.modes import home_of
+from compressor.units.modes import HALF, home_of
 
-HALF = (torch.float16, torch.bfloat16)
 FIRST = 16
 """Samples whose mean the sums are relative to."""
 FINEST = 2.0**-16

@@ -23,7 +23,7 @@ from compressor.training.augment import augmented, viewed, views
 from compressor.training.muon import matrices_of
 from compressor.training.schedules import Optimizer, Schedule, optimizer_of, rate
 from compressor.training.targets import refuse_targets
-from compressor.training.together import Team, numbers_of
+from compressor.training.together import Team, numbers_of, set_numbers
 from compressor.units.fetched import gradients_beside
 from compressor.units.modes import evaluating, with_gradients
 from compressor.units.outputs import as_answered, judged_part
@@ -225,8 +225,7 @@ class _Run:
         for module, share in self.dropouts.items():
             module.dropout = share
         if self.best:
-            for name, tensor in numbers_of(self.model).items():
-                tensor.copy_(self.best[name])
+            set_numbers(self.model, self.best)
         measured = None if check is None else accuracy(self.model, check, self.device)
         seconds = time.perf_counter() - self.started
         return TrainingReport(tuple(losses), right, measured, self.steps, seconds, tuple(self.checks), stopped)

@@ -22,10 +22,10 @@ from compressor.sources.samples import Samples
 from compressor.training.budget import Budget
 from compressor.training.loop import CHECKS, TrainingReport, TrainOptions, steps_per_epoch
 from compressor.training.pilots import PILOT, PILOTS, part, pilot_steps, pilots
-from compressor.training.teacher import HALF, Teacher, trainable, unhalved
-from compressor.training.together import numbers_of
+from compressor.training.teacher import Teacher, trainable
+from compressor.training.together import numbers_of, set_numbers
 from compressor.units.fetched import place, room_of
-from compressor.units.modes import floating, home_of
+from compressor.units.modes import has_halves, home_of, unhalved
 
 OPTIONS = TrainOptions(batch=64, lr=6e-4, optimizer="muon", weight_decay=0.01, bf16=True, mix=True, frozen_modes=True)
 """Chosen by the tune split of Fashion-MNIST networks (mlp at 6 %, vgg at 14 %, resnet at 20 % of the parameters)."""
@@ -109,7 +109,7 @@ def recover(
         )
     best_step, after = _best(report)
     before = report.checks[0][1]
-    if floating(small) in HALF:
+    if has_halves(small):
         learner, after = _rounded(learner, small, teacher)
         if after > before:
             learner, after, best_step = copy.deepcopy(small).eval(), before, 0
@@ -126,9 +126,7 @@ def recover(
 def _rounded(learner: nn.Module, small: nn.Module, teacher: Teacher) -> tuple[nn.Module, float]:
     """The learner's weights in the precision of the network given, and how far they are from the original then."""
     made = copy.deepcopy(small).eval()
-    learnt = numbers_of(learner)
-    for name, tensor in numbers_of(made).items():
-        tensor.copy_(learnt[name])
+    set_numbers(made, numbers_of(learner))
     return made, teacher.distance(unhalved(copy.deepcopy(made)))
 
 

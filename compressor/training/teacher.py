@@ -23,12 +23,11 @@ from compressor.training.loop import (
     train,
 )
 from compressor.training.together import Team
-from compressor.units.modes import floating, in_precision
+from compressor.units.modes import floating, unhalved
 from compressor.units.outputs import judged_part
 from compressor.units.program import forward
 
 TEMPERATURE = 2.0
-HALF = (torch.float16, torch.bfloat16)
 CHECK_BATCH = 250
 
 
@@ -113,8 +112,3 @@ def trainable(network: nn.Module) -> nn.Module:
     for weight in copied.parameters():
         weight.requires_grad_(weight.is_floating_point())
     return copied
-
-
-def unhalved(network: nn.Module) -> nn.Module:
-    """The network (changed in place) in float32 if it was in half precision, in which steps of training get lost."""
-    return in_precision(network, torch.float32) if floating(network) in HALF else network

@@ -6,7 +6,7 @@ samples, averages of two) is drawn in every process alike, for the whole batch: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -21,6 +21,12 @@ def numbers_of(model: nn.Module) -> dict[str, Tensor]:
     tensors (`get_extra_state`) is nothing that training changes.
     """
     return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def set_numbers(model: nn.Module, numbers: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of another state, as `numbers_of` names them, into the network's; each keeps its own dtype."""
+    for name, tensor in numbers_of(model).items():
+        tensor.copy_(numbers[name])
 
 
 class Team:

@@ -49,6 +49,19 @@ def unrounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return in_precision(model.cpu(), dtype).eval()
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
+def has_halves(model: nn.Module) -> bool:
+    """Whether weights are in half precision: sums and steps of training get lost in it, and CPUs lack operations."""
+    return any(weight.dtype in HALF for weight in model.parameters())
+
+
+def unhalved(model: nn.Module) -> nn.Module:
+    """`model` (changed in place) in float32 where weights were in half precision; as it is elsewhere."""
+    return in_precision(model, torch.float32) if has_halves(model) else model
+
+
 def floating(model: nn.Module) -> torch.dtype:
     """The dtype in which inputs are handed to a model: that of its first floating parameter (others may be complex)."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

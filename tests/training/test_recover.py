@@ -3,63 +3,22 @@
 from __future__ import annotations
 
 import copy
-import math
-import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from recoveries import FAST, Digits, hurt, vectors
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.sources.data import load_data
-from compressor.sources.samples import Samples, as_samples
+from compressor.sources.samples import as_samples
 from compressor.training import loop
-from compressor.training import pilots as trials
-from compressor.training import teacher as teaching
+from compressor.training import recover as recovering
 from compressor.training.budget import Budget
-from compressor.training.loop import CHECKS, TrainOptions, accuracy, steps_per_epoch, train
-from compressor.training.pilots import FACTOR, PILOTS
-from compressor.training.recover import OPTIONS, recover, steps_of
+from compressor.training.loop import CHECKS, accuracy
+from compressor.training.recover import recover, steps_of
 from compressor.training.teacher import Teacher
-
-FAST = replace(OPTIONS, batch=64)
-
-
-def network(seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10),
-        )  # fmt: skip
-
-
-def hurt(model: nn.Module, share: float = 0.5) -> nn.Module:
-    """A copy with noise on its weights."""
-    copied, draws = copy.deepcopy(model), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in copied.parameters():
-            if weight.ndim > 1:
-                weight.add_(share * weight.std() * torch.randn(weight.shape, generator=draws))
-    return copied
-
-
-def bare(samples: Samples) -> Samples:
-    """The inputs without labels."""
-    return as_samples(samples.batch(range(len(samples)))[0])
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[nn.Module, Samples, Samples, Samples]:
-    """A trained network, and unlabelled calibration and tune images, and labelled judge images."""
-    data = load_data("digits")
-    model, _ = train(network(), data.calibrate, TrainOptions(8, 64, 0.05))
-    return model, bare(data.calibrate), bare(data.tune), data.judge
-
-
-Digits = tuple[nn.Module, Samples, Samples, Samples]
 
 
 def test_improves_without_labels_and_changes_nothing_given(digits: Digits) -> None:
@@ -117,50 +76,6 @@ def test_never_worse_than_before(digits: Digits, rate: float) -> None:
         assert "a loss of" in (about.stopped or "")
         assert about.best_step == 0
         assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
-
-
-def test_pilots_choose_the_rate(digits: Digits) -> None:
-    model, samples, tune, _ = digits
-    found = []
-    for damage in (0.05, 1.0):  # what lost little needs a low rate, what lost much a high one
-        about = recover(hurt(model, damage), model, samples, tune, 60, options=replace(FAST, lr=0.01))[1]
-        assert [rate for rate, _ in about.pilots[:2]] == pytest.approx([0.01, 0.01 / FACTOR])
-        assert about.rate == min(about.pilots, key=lambda pilot: pilot[1])[0]
-        assert about.best_step > 0
-        assert about.after < about.before
-        found.append(about.rate)
-    assert found[0] < found[1]
-
-
-@pytest.mark.parametrize(
-    ("distances", "powers"),
-    [
-        ({0: 6.0, -1: 7.0, 1: 8.0}, [0, -1, 1]),  # the first is the best of three
-        ({0: 6.0, -1: 7.0, 1: 5.0, 2: 8.0}, [0, -1, 1, 2]),
-        ({0: 6.0, -1: 7.0, 1: 5.0, 2: 4.5}, [0, -1, 1, 2]),  # PILOTS at most
-        ({0: 4.0, -1: 7.0}, [0, -1]),  # less than half of 8.5 is left
-        ({0: 6.0, -1: 7.0, 1: 4.0}, [0, -1, 1]),
-        ({0: 3.0, -1: 2.0, -2: 4.0}, [0, -1, -2]),
-        ({0: 3.0, -1: 2.0, -2: 1.0}, [0, -1, -2]),  # no lower
-        ({0: 2.0, -1: 2.0, -2: 4.0}, [0, -1, -2]),  # of equals the lower rate
-        ({0: math.inf, -1: math.inf, -2: 1.0}, [0, -1, -2]),
-    ],
-)
-def test_pilots_go_on_where_the_distance_falls(
-    distances: dict[int, float], powers: list[int], digits: Digits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, samples, tune, _ = digits
-
-    def known(_small: Any, _samples: Any, _teacher: Any, options: TrainOptions, _progress: Any) -> float:
-        return distances[round(math.log(options.lr / FAST.lr, FACTOR))]
-
-    monkeypatch.setattr(trials, "_after_pilot", known)
-    monkeypatch.setattr(Teacher, "distance", lambda *_: 8.5)
-    about = recover(hurt(model), model, samples, tune, 1, options=FAST)[1]
-    assert [rate for rate, _ in about.pilots] == pytest.approx([FAST.lr * FACTOR**power for power in powers])
-    assert len(powers) <= PILOTS
-    best = min(distances, key=lambda power: (distances[power], power))
-    assert about.rate == pytest.approx(FAST.lr * FACTOR**best)
 
 
 class Watched(nn.Module):
@@ -299,61 +214,19 @@ def test_half_precision_is_trained_in_float32_and_comes_back(digits: Digits, dty
     assert steps_of(Budget.parse("0.02min"), small, half, samples, tune) >= 1
 
 
-def test_what_rounding_makes_worse_stays(digits: Digits) -> None:
+def test_what_rounding_makes_worse_stays(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     model, samples, tune, _ = digits
     half = copy.deepcopy(model).to(torch.bfloat16)
-    small = hurt(half, 0.001)  # as far as bfloat16 can tell two weights apart
-    made, about = recover(small, half, samples, tune, 2, options=replace(FAST, lr=1e-7))
-    assert about.after <= about.before
-    if about.best_step == 0:
-        assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
+    small, real = hurt(half), recovering.set_numbers
 
+    def coarse(made: nn.Module, numbers: dict[str, Tensor]) -> None:
+        """Rounded to halves: far more than bfloat16 rounds."""
+        real(made, {name: (2 * tensor).round() / 2 for name, tensor in numbers.items()})
 
-@pytest.mark.parametrize(
-    ("text", "steps"),
-    [("2ep", 30), ("0.5ep", 8), ("0.01ep", 1), ("400st", 400), ("5min", None), ("0.5min", None), ("0.00001ep", 1)],
-)
-def test_budgets(text: str, steps: int | None) -> None:
-    assert str(Budget.parse(text)) == text
-    assert Budget.parse(text).steps(15) == steps
-
-
-@pytest.mark.parametrize("text", ["", "8", "ep", "0ep", "-1ep", "1.5st", "8 ep", "5minutes", "nanmin", "1e3st"])
-def test_what_is_no_budget(text: str) -> None:
-    with pytest.raises(ValueError, match=text or "^$"):
-        Budget.parse(text)
-
-
-def test_minutes_become_steps(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, samples, tune, _ = digits
-
-    def known(text: str, parts: int = 1) -> int:
-        return steps_of(Budget.parse(text), model, model, samples, tune, parts=parts)
-
-    assert known("3ep") == 3 * steps_per_epoch(samples, OPTIONS)
-    assert known("7st", parts=8) == 7
-    clock = [0.0]
-
-    def ticking(*given: Any, **more: Any) -> Any:
-        """Training whose steps take 2 seconds by the clock, the first one 30."""
-        progress = more["progress"]
-        for seconds in (30, 2, 2, 2):
-            clock[0] += seconds
-            progress(None)
-
-    monkeypatch.setattr(teaching, "train", ticking)
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    assert known("5min") == 92, "132 steps of 2 seconds are left: 92, and 4 pilots of 10"
-    assert known("16min", parts=8) == 30, "42 steps: 30, and 4 pilots of 3"
-    assert known("1min") == 8, "12 steps: 8, and 4 pilots of 1"
-    assert known("0.1min") == 1
-
-
-def test_a_budget_in_minutes_is_about_kept(digits: Digits) -> None:
-    model, samples, tune, _ = digits
-    steps = steps_of(Budget(0.03, "min"), hurt(model), model, samples, tune)
-    _, about = recover(hurt(model), model, samples, tune, steps)
-    assert 0.2 < about.seconds < 8
+    monkeypatch.setattr(recovering, "set_numbers", coarse)
+    made, about = recover(small, half, samples, tune, 10, options=FAST)
+    assert (about.after, about.best_step) == (about.before, 0)
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), small.parameters(), strict=True))
 
 
 class Stated(nn.Linear):
@@ -364,10 +237,6 @@ class Stated(nn.Linear):
 
     def set_extra_state(self, state: Any) -> None:
         raise AssertionError("training sets nothing but weights")
-
-
-def vectors() -> Samples:
-    return as_samples(torch.randn(60, 6, generator=torch.Generator().manual_seed(0)))
 
 
 def test_a_state_of_more_than_tensors_and_a_caller_without_gradients() -> None:
@@ -393,33 +262,3 @@ def test_a_network_without_gradients_is_refused_by_name() -> None:
     model = Closed(6, 3)
     with pytest.raises(ModelError, match="outputs without gradients"):
         recover(hurt(model), model, vectors(), vectors(), 2)
-
-
-class Masked(nn.Linear):
-    """Attends to nothing: with the lowest float32 as a mask that is a mean, with minus infinity not a number."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        answers = super().forward(input)
-        lowest = torch.full(answers.shape, torch.finfo(torch.float32).min)
-        return answers * lowest.to(answers.dtype).softmax(1)
-
-
-@pytest.mark.parametrize(("classes", "layer"), [(True, Masked), (False, nn.Linear)])
-def test_minutes_are_timed_in_the_precision_of_the_recovery(
-    classes: bool, layer: type[nn.Linear], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """bfloat16, where answers are scores of classes and stay finite in it; also on machines that emulate it."""
-    monkeypatch.setattr(loop, "_computes_bf16", lambda _: True)
-    model, used, real = layer(6, 3), set[bool](), teaching.train
-
-    def noted(*given: Any, **more: Any) -> Any:
-        used.add(given[2].bf16)
-        return real(*given, **more)
-
-    monkeypatch.setattr(teaching, "train", noted)
-    steps_of(Budget(0.001, "min"), model, model, vectors(), vectors(), classes=classes)
-    assert used == {False}
-    _, about = recover(hurt(model), model, vectors(), vectors(), 10, classes=classes)
-    assert used == {False}
-    assert about.stopped is None
-    assert about.after < about.before
