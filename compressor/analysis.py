@@ -20,7 +20,7 @@ from compressor.costing.work import LLM, llm_mlps
 from compressor.deliver import NO_ONNX, time_files, write_record
 from compressor.errors import SourceError, UsageError
 from compressor.export.block import measured_block
-from compressor.export.files import PRECISIONS, VARIANTS
+from compressor.export.files import PRECISIONS, VARIANTS, output_path
 from compressor.export.precision import file_name, parse_precisions
 from compressor.export.tablefile import refuse_other_file, write_table
 from compressor.observe import memory_of
@@ -151,7 +151,7 @@ def timetable_file(
     Times do not depend on weights or data, so a shape is enough. Raises UsageError where the file cannot be written, or
     is there and no such table.
     """
-    refuse_other_file(Path(out).expanduser())
+    refuse_other_file(output_path(out))
     loaded, inputs = _without_weights(spec, shape, checkpoint)
     model = in_dense_form(loaded.model, inputs)
     graph, samples = checked(model, trace(model, inputs), inputs), as_samples(inputs)

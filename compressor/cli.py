@@ -108,7 +108,8 @@ def run(
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="output folder (or the recipe's)")] = None,
     resume: Resume = False, force: Force = False, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
-    """Run a recipe: train the network if it says so, compress it, judge it, export it; or compare methods."""
+    """Run a recipe: train the network if it says so, compress, judge and export it; or compare methods (`compare:`);
+    or measure a ladder of networks (`capacity:`)."""
     from compressor.jobs import from_recipe
     from compressor.recipe import load_recipe
 
@@ -182,7 +183,9 @@ def frontier(
     sizes: Annotated[
         str | None, typer.Option("--sizes", metavar="0.5,0.35,0.25", help="shares to keep (default: spread --points)")
     ] = None,
-    count: Annotated[int, typer.Option("--points", help="how many sizes, from 70 % down to the smallest")] = 5,
+    count: Annotated[
+        int | None, typer.Option("--points", help="how many sizes, from 70 % down to the smallest (default: 5)")
+    ] = None,
     measure: Annotated[str, typer.Option("--measure", help="what shares are of: params, macs or latency")] = "params",
     max_drop: MaxDrop = 0.5, confidence: Confidence = 0.95, align: Align = "auto", recover: Recover = None,
     unlabelled: Unlabelled = None, metric: MetricOption = None, metric_range: MetricRange = None,
@@ -199,7 +202,9 @@ def frontier(
     from compressor.progress import shown
     from compressor.report.frontier import frontier_view
 
-    wanted = Sizes(measure, parse_sizes(sizes), count)
+    if sizes is not None and count is not None:
+        raise UsageError("--sizes with --points", "both", "one of them", "--sizes names them, --points spreads them.")
+    wanted = Sizes(measure, parse_sizes(sizes), 5 if count is None else count)
     asked = (None, False, parse_align(align), device, seed, parse_recover(recover))
     options = Options(
         max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table, parse_memory(memory), rotate

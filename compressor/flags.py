@@ -38,7 +38,8 @@ LatencyTable = Annotated[
     str | None,
     typer.Option(
         "--latency-table", metavar="FILE",
-        help="plan --keep latency= by layer times that `compressor timetable` measured elsewhere, not by those of here",
+        help="plan sizes told by latency (--keep latency=0.4; of a frontier --measure latency) by layer times that "
+        "`compressor timetable` measured elsewhere, not by those of here",
     ),
 ]  # fmt: skip
 Rotate = Annotated[
@@ -67,7 +68,8 @@ MetricOption = Annotated[
     str | None,
     typer.Option(
         "--metric", metavar="path.py:function",
-        help="judge by function(outputs, targets) -> one score per sample, higher is better, instead of accuracy",
+        help="judge by function(outputs, targets) in place of accuracy: it gets the network's output and the labels of "
+        "a batch, and returns a tensor of one score per sample, higher is better (see --metric-range)",
     ),
 ]  # fmt: skip
 MetricRange = Annotated[

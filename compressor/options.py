@@ -127,7 +127,8 @@ def refuse_unread_table(options: Options, sizes: Sizes | None = None) -> None:
     measure = sizes.measure if sizes else options.keep[0] if options.keep else None
     if options.latency_table is not None and measure != "latency":
         where = "--latency-table"
-        raise UsageError(where, f"sizes told by {measure or 'accuracy'}", "by latency", "add --keep latency=0.5.")
+        step = "add --measure latency." if sizes else "add --keep latency=0.5."
+        raise UsageError(where, f"sizes told by {measure or 'accuracy'}", "by latency", step)
 
 
 def parse_sizes(text: str | None) -> tuple[float, ...] | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from compressor.errors import SourceError, UsageError
-from compressor.export.files import VARIANTS, clean_partial
+from compressor.export.files import VARIANTS, clean_partial, output_path
 from compressor.jobs import Job, run
 from compressor.options import Options, parse_align, parse_keep, parse_recover
 from compressor.report.record import read_record
@@ -181,7 +181,7 @@ def _short(value: Any) -> str:
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
-        yield Path(out).expanduser()
+        yield output_path(out)
         return
     with tempfile.TemporaryDirectory(prefix="compressor-replay-") as folder:
         yield Path(folder) / "result"

@@ -35,9 +35,12 @@ def inspect(
 
 def bench(
     files: Annotated[list[str], typer.Argument(metavar="A B ...", help="ONNX files or bundles; the first is the base")],
-    batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
-    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 10.0, as_json: Json = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="inputs in one call")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="threads of onnxruntime")] = 1,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="how long to measure, all files together (10 to 500 rounds)")
+    ] = 10.0,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare latencies in onnxruntime: interleaved rounds, paired ratios with intervals."""
     from compressor.export.latency import compare_latency
@@ -52,9 +55,11 @@ def bench(
 def timetable(
     model: Model, out: Annotated[str, typer.Option("--out", metavar="FILE", help="JSON file to write")],
     shape: Shape = None, checkpoint: Checkpoint = None,
-    batch: Annotated[int, typer.Option("--batch", min=1)] = 32,
-    threads: Annotated[int, typer.Option("--threads", min=1)] = 1,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1)] = 20.0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="inputs in one call")] = 32,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="threads of onnxruntime")] = 1,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="how long to measure, about; slow networks take more")
+    ] = 20.0,
     as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Measure on this machine how long each layer takes at each width, for --latency-table on another one."""

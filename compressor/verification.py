@@ -21,7 +21,7 @@ from compressor.report.record import Record, read_record
 from compressor.sources.checkpoint import file_sha256
 from compressor.sources.consent import refuse_unknown_spec
 from compressor.sources.data import load_data
-from compressor.sources.models import LoadedModel, load_model
+from compressor.sources.models import LoadedModel, load_model, refuse_changed_file
 from compressor.sources.samples import Samples, as_samples
 from compressor.verify.accuracy import outputs_of
 from compressor.verify.scores import Score, load_score
@@ -180,7 +180,9 @@ def recorded(folder: Path) -> Record:
         next_step = f"name its folder, '{folder.parent}'." if inside else "check the path."
         raise SourceError(f"bundle '{folder}'", got, "a folder that `compressor compress` wrote", next_step)
     record = read_record(folder / RECORD)
-    if not (folder / MANIFEST).is_file():
+    if MANIFEST in record.files:
+        _refuse_changed_files(folder, record, (MANIFEST,))
+    elif not (folder / MANIFEST).is_file():
         raise SourceError(
             f"bundle '{folder}'", "a record, but no network (nothing was exported)", "an exported bundle",
             "repeat the run with --force --keep-failed to export a network whose verdict failed.",
@@ -200,6 +202,11 @@ def original_of(folder: Path, record: Record, checkpoint: str | Path | None = No
         )  # fmt: skip
     own, said = folder / ORIGINAL, record.options.get("checkpoint")
     weights = Path(checkpoint or str(said)) if checkpoint or said else own if own.is_file() else None
+    if weights is not None and not checkpoint and not weights.exists():
+        raise SourceError(
+            f"checkpoint {weights}", "no such file", "the original's weights, where they were when it was compressed",
+            "tell where they are now: --checkpoint FILE (in Python: original=model).",
+        )  # fmt: skip
     known = record.options.get("checkpoint_sha256")
     if weights is not None and weights != own and known is not None and weights.is_file():
         found = file_sha256(weights)
@@ -208,7 +215,12 @@ def original_of(folder: Path, record: Record, checkpoint: str | Path | None = No
                 f"checkpoint {weights}", f"sha256 {found[:12]}...", f"{str(known)[:12]}..., as when it was compressed",
                 "give the original's file with --checkpoint.",
             )  # fmt: skip
-    spec = _anywhere(record.source)
+    source = record.source
+    refuse_changed_file(
+        source.get("kind"), source.get("place"), source.get("sha256"),
+        "restore it, or give the code and the original yourself: verify(DIR, data, factory=callable, original=model).",
+    )  # fmt: skip
+    spec = _anywhere(source)
     refuse_unknown_spec(spec, f"record of '{folder}', source")
     return load_model(spec, weights, seed=record.seed, load_bundle=open_bundle)
 
@@ -223,8 +235,9 @@ def _anywhere(source: Mapping[str, Any]) -> str:
     return f"{place}:{name}?{pairs}" if pairs else f"{place}:{name}"
 
 
-def _refuse_changed_files(folder: Path, record: Record) -> tuple[str, ...]:
-    known = record.files
+def _refuse_changed_files(folder: Path, record: Record, names: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Those of the record's files that were compared with it, all of them or `names`; SourceError for another file."""
+    known = record.files if names is None else {name: record.files[name] for name in names}
     for name, sha256 in known.items():
         path = folder / Path(name).name
         found = file_sha256(path) if path.is_file() else None

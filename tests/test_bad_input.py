@@ -167,6 +167,14 @@ def test_unwritable_folder(home: Path, terminal: Terminal) -> None:
     assert terminal("compress", MODEL, "--data", DATA, "--out", "locked/out") == 2
 
 
+@pytest.mark.parametrize("command", [("compress", "--data", DATA), ("analyze", "--data", DATA), ("timetable",)])
+def test_output_without_a_name(home: Path, terminal: Terminal, command: tuple[str, ...]) -> None:
+    before = sorted(home.iterdir())
+    assert terminal(command[0], MODEL, *command[1:], "--out", "") == 2
+    assert "--out: got an empty name" in terminal.err
+    assert sorted(path for path in home.iterdir() if path.name != "cache") == [p for p in before if p.name != "cache"]
+
+
 def test_place_where_no_folder_can_be(home: Path, terminal: Terminal) -> None:
     assert terminal("compress", MODEL, "--data", DATA, "--out", "/proc/nowhere/out") == 2
     assert "Traceback" not in terminal.err
@@ -180,6 +188,7 @@ def test_place_where_no_folder_can_be(home: Path, terminal: Terminal) -> None:
         (("export", "nowhere"), 3),
         (("bench", "nowhere.onnx", "net.py"), 3),
         (("bench", "nowhere.onnx"), 2),
+        (("frontier", MODEL, "--data", DATA, "--out", "out", "--sizes", "0.5", "--points", "3"), 2),
         (("inspect", MODEL), 2),
         (("inspect", MODEL, "--input", "6,x"), 2),
         (("inspect", MODEL, "--input", "7"), 3),

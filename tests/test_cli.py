@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from runs import Terminal, project, results
 
 import compressor
 from compressor import cli
+from compressor.errors import SourceError
 
 FILES = ["manifest.json", "model.onnx", "model.safetensors", "record.json", "report.html", "request.txt"]
 ASKED = ("--align", "1", "--max-drop", "3")
@@ -78,8 +80,12 @@ def test_verify_from_another_folder(bundles: Path, small: Path, terminal: Termin
     assert found["onnx_verdict"]["value"] == "passed"
     assert found["same_judge_data"] is True
     assert found["files_unchanged"] == ["manifest.json", "model.onnx", "model.safetensors"]
+    assert terminal("verify", small, "--data", bundles / "net.py:data") == 0
+    assert "The samples that judged the run, once more" in terminal.out
+    assert "Unchanged since the run: manifest.json, model.onnx, model.safetensors" in terminal.out
     assert terminal("verify", small, "--data", "net.py:data?count=12") == 4
     assert "UNDECIDED" in terminal.out
+    assert "Not the samples that judged the run" in terminal.out
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "manifest.json"])
@@ -92,6 +98,7 @@ def test_verify_refuses_other_files(bundles: Path, small: Path, terminal: Termin
     assert "sha256" in terminal.err
     (small / name).unlink()
     assert terminal("verify", small, "--data", "net.py:data") == 3
+    assert f"{name}': got no such file; expected the file that was judged" in " ".join(terminal.err.split())
 
 
 def test_verify_of_a_file_names_its_folder(bundles: Path, small: Path, terminal: Terminal) -> None:
@@ -105,6 +112,33 @@ def test_verify_refuses_another_checkpoint(small: Path, home: Path, terminal: Te
     torch.save({"0.weight": torch.zeros(1)}, home / "other.pt")
     assert terminal("verify", small, "--data", "net.py:data", "--checkpoint", "other.pt") == 3
     assert "as when it was compressed" in terminal.err
+
+
+def test_verify_says_where_to_name_an_original_that_moved(small: Path, terminal: Terminal) -> None:
+    found = record(small)
+    found["options"]["checkpoint"] = str(small / "moved.pt")
+    (small / "record.json").write_text(json.dumps(found))
+    assert terminal("verify", small, "--data", "net.py:data") == 3
+    assert "moved.pt: got no such file" in " ".join(terminal.err.split())
+    assert "--checkpoint FILE" in terminal.err
+
+
+@pytest.mark.parametrize("trusted", [(), ("--trust-source",)])
+def test_verify_does_not_run_code_that_changed(
+    bundles: Path, small: Path, terminal: Terminal, tmp_path: Path, trusted: tuple[str, ...]
+) -> None:
+    net = bundles / "net.py"
+    before = net.read_text()
+    net.write_text(f"{before}\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
+    try:
+        assert terminal("verify", small, "--data", "net.py:data", *trusted) == 3
+        assert "got a file that has changed since" in " ".join(terminal.err.split())
+        made = sys.modules["net"].net  # as it was when it was imported
+        with pytest.raises(SourceError, match="changed since"):  # the original's code would run, too
+            compressor.verify(small, torch.zeros(4, 6), factory=made, trust_source=bool(trusted))
+        assert not (tmp_path / "ran").exists()
+    finally:
+        net.write_text(before)
 
 
 def test_export_again(bundles: Path, small: Path, terminal: Terminal) -> None:

@@ -14,7 +14,7 @@ from compressor import clock as clocks
 from compressor.errors import SourceError, UsageError
 from compressor.export.block import Block
 from compressor.export.tablefile import read_table
-from compressor.options import Options, refuse_unread_table
+from compressor.options import Options, Sizes, refuse_unread_table
 
 BLOCK = Block(2, {}, {}, 1, 0, 0.0)
 
@@ -134,3 +134,5 @@ def test_a_table_that_nothing_reads() -> None:
         with pytest.raises(UsageError, match="--latency-table"):
             refuse_unread_table(Options(keep=keep, latency_table="table.json"))
     refuse_unread_table(Options(keep=("latency", 0.5), latency_table="table.json"))
+    with pytest.raises(UsageError, match="--measure latency"):
+        refuse_unread_table(Options(latency_table="table.json"), Sizes("params", (0.5,)))

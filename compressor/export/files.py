@@ -78,7 +78,7 @@ def claim_folder(folder: str | Path, resume: bool = False, force: bool = False) 
         raise UsageError(
             "--resume and --force", "both", "one of them", "resume to keep what is there, force to redo it."
         )
-    path = Path(folder).expanduser()
+    path = output_path(folder)
     made = _make(path)
     lock = FolderLock(path)
     try:
@@ -97,6 +97,13 @@ def claim_folder(folder: str | Path, resume: bool = False, force: bool = False) 
         _give_back(path, made, lock)
         raise
     return Claim(path, not found, made, lock)
+
+
+def output_path(out: str | Path) -> Path:
+    """Where results go; UsageError for an empty name: that would be the current folder, which nobody meant."""
+    if not str(out):
+        raise UsageError("--out", "an empty name", "a path", "name one, for example --out smaller.")
+    return Path(out).expanduser()
 
 
 def _give_back(path: Path, made: bool, lock: FolderLock) -> None:

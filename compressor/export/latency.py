@@ -110,7 +110,8 @@ def compare_latency(
     if len(paths) < 2 or batch < 1 or (rounds is not None and rounds < 2):
         raise UsageError(
             "comparing latency",
-            f"{len(paths)} file(s), batch {batch}, rounds {rounds}",
+            f"{len(paths)} file{'s' * (len(paths) != 1)}, a batch of {batch}"
+            + ("" if rounds is None else f", {rounds} round{'s' * (rounds != 1)}"),
             "two files or more, a batch of 1 or more, two rounds or more",
             "name the original's file first, then the others.",
         )

@@ -14,12 +14,20 @@ STYLES = {"passed": "bold green", "failed": "bold red", "undecided": "bold yello
 
 
 def verify_view(found: Mapping[str, Any]) -> RenderableType:
-    """One line for the network, one for each ONNX file; numbers in percentage points."""
+    """One line for the network, one for each ONNX file; numbers in percentage points; what they rest on."""
     parts = [_line("network", found["verdict"])]
     if found.get("onnx_verdict") is not None:
         parts.append(_line("ONNX file", found["onnx_verdict"]))
     parts += [_line(name, verdict) for name, verdict in found.get("variants", {}).items()]
-    return Group(*parts)
+    return Group(*parts, *(Text(line) for line in _about(found)))
+
+
+def _about(found: Mapping[str, Any]) -> list[str]:
+    """What the verdicts rest on: whose samples, and which files."""
+    same = "The samples that judged the run, once more: no new evidence on the data."
+    samples = same if found.get("same_judge_data") else "Not the samples that judged the run."
+    unchanged = ", ".join(found.get("files_unchanged", ())) or "no file was compared"
+    return [samples, f"Unchanged since the run: {unchanged}"]
 
 
 def variants_view(found: Mapping[str, Any]) -> RenderableType:

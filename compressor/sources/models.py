@@ -66,7 +66,7 @@ class Source:
                 return _checked_module(factory(**self.arguments), self.spec)
             if self.kind == "torchvision":
                 return _empty_torchvision(self.place, self.arguments)
-            self._refuse_changed_file()
+            refuse_changed_file(self.kind, self.place, self.sha256)
             if self.kind in _LIBRARIES:
                 return _LIBRARIES[self.kind].empty(self.place, dict(self.arguments))
             if self.kind == "bundle":
@@ -74,17 +74,19 @@ class Source:
             code = Factory(self.place, self.name, self.sha256)
             return _checked_module(code.call(self.arguments), self.spec)
 
-    def _refuse_changed_file(self) -> None:
-        if self.kind not in ("file", "onnx"):
-            return
-        now = file_sha256(Path(self.place)) if Path(self.place).is_file() else None
-        if now is None or now != self.sha256:
-            raise SourceError(
-                self.place,
-                "no such file" if now is None else "a file that has changed since",
-                "the file that the network was built from",
-                "restore it, or give the code yourself: load(DIR, factory=callable).",
-            )
+
+def refuse_changed_file(
+    kind: object, place: object, sha256: object,
+    next_step: str = "restore it, or give the code yourself: load(DIR, factory=callable).",
+) -> None:  # fmt: skip
+    """SourceError if the file that a network was built from is gone or has changed since; for sources without a file
+    of code nothing. Runs nothing."""
+    if kind not in ("file", "onnx"):
+        return
+    now = file_sha256(Path(str(place))) if Path(str(place)).is_file() else None
+    if now is None or now != sha256:
+        got = "no such file" if now is None else "a file that has changed since"
+        raise SourceError(str(place), got, "the file that the network was built from", next_step)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,12 +66,15 @@ def npz(path: Path) -> Any:
             where, f"arrays {', '.join(sorted(arrays))[:200] or 'none'}",
             "x (and y), or calibrate_x, judge_x, judge_y, ...", "name them so in np.savez.",
         )  # fmt: skip
-    pairs = {name: _pair(arrays, f"{name}_" if name else "") for name in sorted(names)}
+    pairs = {name: _pair(arrays, f"{name}_" if name else "", where) for name in sorted(names)}
     return pairs.get("", pairs)
 
 
-def _pair(arrays: Mapping[str, np.ndarray], prefix: str) -> Any:
+def _pair(arrays: Mapping[str, np.ndarray], prefix: str, where: str) -> Any:
     x, y = arrays[f"{prefix}x"], arrays.get(f"{prefix}y")
+    if y is not None and len(x) != len(y):
+        got = f"{len(x):,} rows of {prefix}x and {len(y):,} of {prefix}y"
+        raise DataError(where, got, "a label for each input", "pair them, and write it again with np.savez.")
     return torch.as_tensor(x.astype(np.float32) if x.dtype == np.float64 else x) if y is None else (x, y)
 
 

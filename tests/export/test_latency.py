@@ -100,7 +100,7 @@ def test_the_time_budget_sets_the_rounds(files):
 def test_usage_errors(files, tmp_path):
     with pytest.raises(UsageError, match="two files"):
         compare_latency([files[32]])
-    with pytest.raises(UsageError, match="batch 0"):
+    with pytest.raises(UsageError, match="a batch of 0"):
         compare_latency([files[32], files[96]], batch=0)
     with pytest.raises(SourceError, match="no such file"):
         compare_latency([files[32], tmp_path / "none.onnx"])

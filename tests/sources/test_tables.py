@@ -91,6 +91,12 @@ def test_csv_refusals(photos: Path, text: str, words: str):
         load_data("csv:gone.csv", base=photos)
 
 
+def test_npz_with_labels_of_another_number(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", judge_x=np.zeros((10, 2)), judge_y=np.zeros(9), calibrate_x=np.zeros((5, 2)))
+    with pytest.raises(DataError, match=r"a.npz': got 10 rows of judge_x and 9 of judge_y"):
+        load_data("npz:a.npz", base=tmp_path)
+
+
 def test_words_are_numbered_as_the_network_numbers_its_classes():
     classes = {"positive": 0, "negative": 1, "neutral": 2}
     assert numbered("here", ["negative", "neutral", "positive"], classes) == [1, 2, 0]
