@@ -151,7 +151,8 @@ def timetable_file(
     Times do not depend on weights or data, so a shape is enough. Raises UsageError where the file cannot be written, or
     is there and no such table.
     """
-    refuse_other_file(output_path(out))
+    file = output_path(out)
+    refuse_other_file(file)
     loaded, inputs = _without_weights(spec, shape, checkpoint)
     model = in_dense_form(loaded.model, inputs)
     graph, samples = checked(model, trace(model, inputs), inputs), as_samples(inputs)
@@ -160,7 +161,7 @@ def timetable_file(
         table = timetable(
             model, graph, samples, Path(folder), block, batch=batch, threads=threads, seconds=seconds
         )[1]  # fmt: skip
-    return write_table(Path(out).expanduser(), table, {"model": spec, "machine": machine(), "versions": versions()})
+    return write_table(file, table, {"model": spec, "machine": machine(), "versions": versions()})
 
 
 PLANNED = ("torchvision:resnet50", "torchvision:vit_l_16", LLM)

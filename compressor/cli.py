@@ -204,7 +204,7 @@ def frontier(
 
     if sizes is not None and count is not None:
         raise UsageError("--sizes with --points", "both", "one of them", "--sizes names them, --points spreads them.")
-    wanted = Sizes(measure, parse_sizes(sizes), 5 if count is None else count)
+    wanted = Sizes(measure, parse_sizes(sizes), Sizes.points if count is None else count)
     asked = (None, False, parse_align(align), device, seed, parse_recover(recover))
     options = Options(
         max_drop, confidence, *asked, metric, parse_range(metric_range), latency_table, parse_memory(memory), rotate

@@ -19,7 +19,7 @@ from compressor.export.files import VARIANTS, clean_partial, output_path
 from compressor.jobs import Job, run
 from compressor.options import Options, parse_align, parse_keep, parse_recover
 from compressor.report.record import read_record
-from compressor.sources.checkpoint import file_sha256
+from compressor.sources.checkpoint import refuse_changed
 from compressor.sources.consent import refuse_unknown_spec
 from compressor.stages import Report, silent
 from compressor.training.budget import Budget
@@ -158,14 +158,8 @@ def _refuse_changes(record: Mapping[str, Any]) -> None:
         (source.get("place") if source.get("kind") == "file" else None, source.get("sha256")),
         (options.get("checkpoint"), options.get("checkpoint_sha256")),
     ]:
-        if path is None or mark is None:
-            continue
-        there = Path(path).is_file()
-        if not there or file_sha256(Path(path)) != mark:
-            raise SourceError(
-                str(path), "a file that has changed since" if there else "no such file",
-                "the file that the record was made from", "restore it.",
-            )  # fmt: skip
+        if path is not None and mark is not None:
+            refuse_changed(Path(path), mark, "the file that the record was made from", "restore it.")
 
 
 def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:

@@ -180,9 +180,8 @@ def recorded(folder: Path) -> Record:
         next_step = f"name its folder, '{folder.parent}'." if inside else "check the path."
         raise SourceError(f"bundle '{folder}'", got, "a folder that `compressor compress` wrote", next_step)
     record = read_record(folder / RECORD)
-    if MANIFEST in record.files:
-        _refuse_changed_files(folder, record, (MANIFEST,))
-    elif not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file():
+        _refuse_changed_files(folder, record)  # where one was exported, it is missing
         raise SourceError(
             f"bundle '{folder}'", "a record, but no network (nothing was exported)", "an exported bundle",
             "repeat the run with --force --keep-failed to export a network whose verdict failed.",
@@ -200,6 +199,20 @@ def original_of(folder: Path, record: Record, checkpoint: str | Path | None = No
             f"original of '{folder}'", "a network that was handed over in Python", "a source that can be loaded",
             "call compressor.verify(DIR, data, factory=callable, original=model) from Python.",
         )  # fmt: skip
+    weights = _weights_of(folder, record, checkpoint)
+    source = record.source
+    refuse_changed_file(
+        source.get("kind"), source.get("place"), source.get("sha256"),
+        "restore it, or give the code and the original yourself: verify(DIR, data, factory=callable, original=model).",
+    )  # fmt: skip
+    spec = _anywhere(source)
+    refuse_unknown_spec(spec, f"record of '{folder}', source")
+    return load_model(spec, weights, seed=record.seed, load_bundle=open_bundle)
+
+
+def _weights_of(folder: Path, record: Record, checkpoint: str | Path | None) -> Path | None:
+    """The file with the original's weights: the one named now, the record's, or one that the run trained; None where it
+    was compressed with those of its source."""
     own, said = folder / ORIGINAL, record.options.get("checkpoint")
     weights = Path(checkpoint or str(said)) if checkpoint or said else own if own.is_file() else None
     if weights is not None and not checkpoint and not weights.exists():
@@ -215,14 +228,7 @@ def original_of(folder: Path, record: Record, checkpoint: str | Path | None = No
                 f"checkpoint {weights}", f"sha256 {found[:12]}...", f"{str(known)[:12]}..., as when it was compressed",
                 "give the original's file with --checkpoint.",
             )  # fmt: skip
-    source = record.source
-    refuse_changed_file(
-        source.get("kind"), source.get("place"), source.get("sha256"),
-        "restore it, or give the code and the original yourself: verify(DIR, data, factory=callable, original=model).",
-    )  # fmt: skip
-    spec = _anywhere(source)
-    refuse_unknown_spec(spec, f"record of '{folder}', source")
-    return load_model(spec, weights, seed=record.seed, load_bundle=open_bundle)
+    return weights
 
 
 def _anywhere(source: Mapping[str, Any]) -> str:
@@ -235,9 +241,9 @@ def _anywhere(source: Mapping[str, Any]) -> str:
     return f"{place}:{name}?{pairs}" if pairs else f"{place}:{name}"
 
 
-def _refuse_changed_files(folder: Path, record: Record, names: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Those of the record's files that were compared with it, all of them or `names`; SourceError for another file."""
-    known = record.files if names is None else {name: record.files[name] for name in names}
+def _refuse_changed_files(folder: Path, record: Record) -> tuple[str, ...]:
+    """The record's files, which are all there and unchanged; SourceError for the first that is not."""
+    known = record.files
     for name, sha256 in known.items():
         path = folder / Path(name).name
         found = file_sha256(path) if path.is_file() else None

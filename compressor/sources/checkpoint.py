@@ -95,6 +95,14 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def refuse_changed(path: Path, sha256: object, expected: str, next_step: str) -> None:
+    """SourceError if the file is gone, or is another one than that of this sha256."""
+    there = path.is_file()
+    if not there or file_sha256(path) != sha256:
+        got = "a file that has changed since" if there else "no such file"
+        raise SourceError(str(path), got, expected, next_step)
+
+
 def weights_sha256(model: nn.Module) -> str:
     """sha256 of every parameter and buffer: names, types, shapes and bytes."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from compressor.errors import ModelError, SourceError, UsageError
 from compressor.sources import hf_models, onnx_models, timm_models
 from compressor.sources.accept import same_random_state
 from compressor.sources.built import Built, bounded
-from compressor.sources.checkpoint import apply_state, file_sha256, load_state
+from compressor.sources.checkpoint import apply_state, file_sha256, load_state, refuse_changed
 from compressor.sources.consent import named_by_user
 from compressor.sources.factories import Argument, Factory, find_factory, meant, split_query
 from compressor.sources.network import impatient
@@ -81,12 +81,8 @@ def refuse_changed_file(
 ) -> None:  # fmt: skip
     """SourceError if the file that a network was built from is gone or has changed since; for sources without a file
     of code nothing. Runs nothing."""
-    if kind not in ("file", "onnx"):
-        return
-    now = file_sha256(Path(str(place))) if Path(str(place)).is_file() else None
-    if now is None or now != sha256:
-        got = "no such file" if now is None else "a file that has changed since"
-        raise SourceError(str(place), got, "the file that the network was built from", next_step)
+    if kind in ("file", "onnx"):
+        refuse_changed(Path(str(place)), sha256, "the file that the network was built from", next_step)
 
 
 @dataclass(frozen=True, slots=True)
