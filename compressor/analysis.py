@@ -1,15 +1,17 @@
-"""Commands beside the runs: inspect, export again (also in lower precision), doctor."""
+"""Commands beside the runs: inspect, export again (also in lower precision), bench, timetable, plan-cost, doctor."""
 
 from __future__ import annotations
 
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from compressor.clock import timetable
@@ -17,10 +19,11 @@ from compressor.costing.network import work_of
 from compressor.costing.predict import predicted
 from compressor.costing.rates import measured_rates
 from compressor.costing.work import LLM, llm_mlps
-from compressor.deliver import NO_ONNX, time_files, write_record
+from compressor.deliver import NO_ONNX, given_file, time_files, write_record
 from compressor.errors import SourceError, UsageError
 from compressor.export.block import measured_block
 from compressor.export.files import PRECISIONS, VARIANTS, output_path
+from compressor.export.latency import compare_latency
 from compressor.export.precision import file_name, parse_precisions
 from compressor.export.tablefile import refuse_other_file, write_table
 from compressor.observe import memory_of
@@ -80,14 +83,17 @@ def export_bundle(folder: Path, shape: str | None = None) -> dict[str, Any]:
 
     model = open_bundle(folder)
     spec = {"shape": list(parse_shape(shape)), "dtype": "float32"} if shape is not None else _input_in(folder)
-    dtype = floating(model)
-    inputs = pytree.tree_map(
-        lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, random_inputs(spec, EXPORT_BATCH)
-    )
-    made = export_onnx(model, inputs, folder / ONNX).as_dict()
+    made = export_onnx(model, _inputs_for(model, spec), folder / ONNX).as_dict()
     if (folder / RECORD).is_file():
         write_record(_exported_again(read_record(folder / RECORD).model_dump(mode="json"), folder, made), folder)
     return made
+
+
+def _inputs_for(model: nn.Module, spec: Any) -> Any:
+    """Random inputs of the shapes that `spec` describes, in the precision of the model's weights."""
+    dtype = floating(model)
+    inputs = random_inputs(spec, EXPORT_BATCH)
+    return pytree.tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, inputs)
 
 
 def _exported_again(record: dict[str, Any], folder: Path, made: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +209,39 @@ def plan_cost(
         rows.append({**about, **passes, **predicted(work, rates, memory, keep).as_dict()})
     asked = {"samples": samples, "judged": judged, "keep": keep}
     return {**asked, "memory": memory, "rates": rates.as_dict(), "machine": machine(), "models": rows}
+
+
+def compared_files(
+    names: Sequence[str], checkpoint: str | None = None, *, batch: int, threads: int, seconds: float
+) -> dict[str, Any]:
+    """Latencies of ONNX files, or of bundles' files, against the first; of one bundle alone against its own original.
+
+    Raises SourceError where the original cannot be had, UsageError for a single file, or a checkpoint beside several.
+    """
+    places = [Path(name).expanduser() for name in names]
+    files = [place / ONNX if place.is_dir() else place for place in places]
+    alone = len(places) == 1 and places[0].is_dir()
+    if checkpoint is not None and not alone:
+        got = f"it, and {len(places)} file{'s' * (len(places) != 1)} to compare"
+        raise UsageError("--checkpoint", got, "one bundle, whose original it belongs to", "leave it out.")
+    with tempfile.TemporaryDirectory() as scratch:
+        if alone:
+            files.insert(0, _original_file(places[0], checkpoint, Path(scratch)))
+        return compare_latency(files, batch=batch, threads=threads, seconds=seconds).as_dict()
+
+
+def _original_file(folder: Path, checkpoint: str | None, scratch: Path) -> Path:
+    """The ONNX file that a bundle's original was, or is exported to in `scratch`."""
+    from compressor.export.onnx import export_onnx
+
+    record = recorded(folder)
+    if not (folder / ONNX).is_file():
+        write = f"write it: compressor export {shlex.quote(str(folder))}"
+        raise SourceError(f"bundle '{folder}'", f"no {ONNX}", "its ONNX file", write)
+    original = original_of(folder, record, checkpoint)
+    given = given_file(record.model_dump(mode="json"))
+    spec = _input_in(folder)
+    return given or export_onnx(original.model, _inputs_for(original.model, spec), scratch / "original.onnx").path
 
 
 def _without_weights(spec: str, shape: str | None, checkpoint: str | None) -> tuple[LoadedModel, torch.Tensor]:

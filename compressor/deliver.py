@@ -154,7 +154,7 @@ def _judged(result: Result, folder: Path, record: dict[str, Any], precision: Seq
     return made
 
 
-def _given_file(record: dict[str, Any]) -> Path | None:
+def given_file(record: dict[str, Any]) -> Path | None:
     """The ONNX file that is the original, as long as it is there."""
     source = record.get("source") or {}
     place = Path(source["place"]) if source.get("kind") == "onnx" else None
@@ -172,7 +172,7 @@ def time_files(
     record["onnx"]["variants"] = [variant.as_dict() for variant in variants]
     with scratch_folder(folder) as scratch:
         try:
-            base = _given_file(record) or export_onnx(original, inputs, scratch / "original.onnx").path
+            base = given_file(record) or export_onnx(original, inputs, scratch / "original.onnx").path
             files = [base, folder / ONNX, *(variant.path for variant in variants)]
             seconds = LATENCY_SECONDS * len(files) / 2
             compared = compare_latency(files, batch=LATENCY_BATCH, threads=1, seconds=seconds)

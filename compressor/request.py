@@ -15,6 +15,7 @@ from compressor.export.files import OUTPUTS, Claim, claim_folder, to_json, write
 from compressor.export.precision import parse_precisions
 from compressor.observe import from_first, in_turn, only_first, processes
 from compressor.options import Options, Sizes, refuse_unread, refuse_unread_table
+from compressor.report.words import plain
 from compressor.sources.checkpoint import weights_sha256
 from compressor.sources.consent import remember
 from compressor.sources.contents import content
@@ -28,7 +29,7 @@ from compressor.verify.judge_data import decidable
 from compressor.verify.scores import Score, load_score
 
 REQUEST = "request.txt"
-"""Holds the fingerprint of what was asked for, from the start of the work."""
+"""Holds the fingerprint of what was asked for, and the command as it was typed, from the start of the work."""
 Done = TypeVar("Done")
 
 
@@ -126,14 +127,20 @@ def in_folder(
 
 def same_request(claim: Claim, job: Job, results: tuple[str, ...] = OUTPUTS) -> bool:
     """False where nothing was begun in the folder yet. UsageError for results, or the work, of another request."""
-    request = claim.path / REQUEST
-    if not request.is_file():
-        if any((claim.path / name).exists() for name in results):
-            raise _other_request(claim.path)
+    mark, command = _asked_in(claim.path)
+    if mark is None and not any((claim.path / name).exists() for name in results):
         return False
-    if request.read_text(encoding="utf-8").strip() != job.fingerprint:
-        raise _other_request(claim.path)
+    if mark != job.fingerprint:
+        raise _other_request(claim.path, command)
     return True
+
+
+def _asked_in(folder: Path) -> tuple[str | None, str | None]:
+    """The fingerprint of the work in a folder, None where none was begun, and its command where one was typed."""
+    request = folder / REQUEST
+    text = request.read_text(encoding="utf-8", errors="replace") if request.is_file() else ""
+    mark, _, command = text.partition("\n")
+    return mark.strip() or None, plain(command.strip()) or None
 
 
 def refuse_other_data(job: Job, known: Mapping[str, str | None]) -> None:
@@ -172,10 +179,10 @@ def _data(job: Job, model: LoadedModel) -> Data:
     return with_unlabelled(data, load_unlabelled(job.unlabelled, **prepared), job.unlabelled)
 
 
-def _other_request(path: Path) -> UsageError:
+def _other_request(path: Path, command: str | None) -> UsageError:
     return UsageError(
         f"output folder '{path}'",
-        "the work of another request",
+        "the work of another request" if command is None else f"the work of another request, `{command}`",
         "the same command, with the same files, that began it",
         "repeat that command with --resume, or use --force or another folder.",
     )
@@ -209,9 +216,8 @@ def begin(job: Job, claim: Claim, clear: Callable[[bool], None]) -> None:
 
     It is told whether the earlier work there is of the same request.
     """
-    request = claim.path / REQUEST
-    clear(request.is_file() and request.read_text(encoding="utf-8").strip() == job.fingerprint)
-    write_text(request, job.fingerprint + "\n")
+    clear(_asked_in(claim.path)[0] == job.fingerprint)
+    write_text(claim.path / REQUEST, f"{job.fingerprint}\n{plain(job.command or '')}\n")
 
 
 def _refuse_differences(model: torch.nn.Module, data: Data) -> None:

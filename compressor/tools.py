@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from compressor.flags import Checkpoint, Json, Model, Shape, Trust
+
+_BENCHED = "ONNX files or bundles; the first is the base, and that of one bundle alone is its original"
 
 
 def emit(plain: Any, view: Callable[[], Any], as_json: bool) -> None:
@@ -34,21 +35,19 @@ def inspect(
 
 
 def bench(
-    files: Annotated[list[str], typer.Argument(metavar="A B ...", help="ONNX files or bundles; the first is the base")],
+    files: Annotated[list[str], typer.Argument(metavar="A [B ...]", help=_BENCHED)],
     batch: Annotated[int, typer.Option("--batch", min=1, help="inputs in one call")] = 1,
     threads: Annotated[int, typer.Option("--threads", min=1, help="threads of onnxruntime")] = 1,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="how long to measure, all files together (10 to 500 rounds)")
     ] = 10.0,
-    as_json: Json = False,
+    checkpoint: Checkpoint = None, as_json: Json = False, trust_source: Trust = False,
 ) -> None:  # fmt: skip
     """Compare latencies in onnxruntime: interleaved rounds, paired ratios with intervals."""
-    from compressor.export.latency import compare_latency
+    from compressor.analysis import compared_files
     from compressor.report.views import bench_view
 
-    named = [Path(file).expanduser() for file in files]
-    paths = [path / "model.onnx" if path.is_dir() else path for path in named]
-    found = compare_latency(paths, batch=batch, threads=threads, seconds=seconds).as_dict()
+    found = compared_files(files, checkpoint, batch=batch, threads=threads, seconds=seconds)
     emit(found, lambda: bench_view(found), as_json)
 
 

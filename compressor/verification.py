@@ -177,16 +177,27 @@ def recorded(folder: Path) -> Record:
     if not (folder / RECORD).is_file():
         got = "no record.json" if folder.is_dir() else "a file" if folder.is_file() else "no such folder"
         inside = folder.is_file() and (folder.parent / RECORD).is_file()
-        next_step = f"name its folder, '{folder.parent}'." if inside else "check the path."
+        next_step = f"name its folder, '{folder.parent}'." if inside else _points_of(folder) or "check the path."
         raise SourceError(f"bundle '{folder}'", got, "a folder that `compressor compress` wrote", next_step)
     record = read_record(folder / RECORD)
     if not (folder / MANIFEST).is_file():
         _refuse_changed_files(folder, record)  # where one was exported, it is missing
+        analyzed = record.mode == "analyze"
         raise SourceError(
-            f"bundle '{folder}'", "a record, but no network (nothing was exported)", "an exported bundle",
-            "repeat the run with --force --keep-failed to export a network whose verdict failed.",
-        )  # fmt: skip
+            f"bundle '{folder}'",
+            "an analysis, which makes no network" if analyzed else "a record, but no network (nothing was exported)",
+            "an exported bundle",
+            "`compressor compress` with the same MODEL and DATA makes one."
+            if analyzed
+            else "repeat the run with --force --keep-failed to export a network whose verdict failed.",
+        )
     return record
+
+
+def _points_of(folder: Path) -> str | None:
+    """What to name where a folder of bundles (a frontier's) was named; None where there are none in it."""
+    inside = sorted(record.parent for record in folder.glob(f"*/{RECORD}"))
+    return f"name one of the {len(inside)} in it, for example '{inside[0]}'." if inside else None
 
 
 def original_of(folder: Path, record: Record, checkpoint: str | Path | None = None) -> LoadedModel:

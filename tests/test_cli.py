@@ -168,6 +168,30 @@ def test_bench_bundles(bundles: Path, small: Path, terminal: Terminal) -> None:
     assert terminal("bench", bundles / "small", small) == 3
 
 
+def test_bench_of_one_bundle_times_its_original(
+    bundles: Path, small: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    export = compressor.export.onnx.export_onnx
+    monkeypatch.setattr(
+        "compressor.export.onnx.export_onnx", lambda model, *rest: (made.append(model), export(model, *rest))[1]
+    )
+    assert terminal("bench", small, "--seconds", "0.1", "--json") == 0
+    assert [file["path"] for file in terminal.json()["files"]] == ["original.onnx", "model.onnx"]
+    assert sum(p.numel() for p in made[0].parameters()) == record(small)["original"]["params"]
+    assert terminal("bench", small, "--checkpoint", "nowhere.pt") == 3
+    assert terminal("bench", small, small, "--checkpoint", bundles / "weights.pt") == 2
+    assert terminal("bench", small / "model.onnx") == 2
+    (small / "model.onnx").unlink()
+    assert terminal("bench", small) == 3
+    assert "compressor export" in terminal.err
+
+
+def test_a_folder_of_bundles_is_told_from_none(bundles: Path, terminal: Terminal) -> None:
+    assert terminal("bench", bundles) == 3
+    assert f"name one of the 1 in it, for example '{bundles / 'small'}'" in terminal.err
+
+
 def test_load(bundles: Path, small: Path) -> None:
     model = compressor.load(small)
     assert isinstance(model, torch.nn.Sequential)

@@ -104,6 +104,14 @@ def test_another_request_is_not_resumed(home: Path, change: dict[str, Any]) -> N
     assert results(home / "out") == FILES
 
 
+def test_the_request_of_an_earlier_version_is_known(home: Path) -> None:
+    run(JOB, "out")
+    (home / "out" / "request.txt").write_text(JOB.fingerprint + "\n")  # without the command
+    before = timeless(home / "out")
+    run(JOB, "out", resume=True)
+    assert timeless(home / "out") == before
+
+
 def test_changed_files_are_another_request(home: Path) -> None:
     run(JOB, "out")
     with (home / "net.py").open("a") as file:

@@ -156,6 +156,7 @@ def test_the_command_line_writes_replays_and_loads_it(tower: Path, terminal: Ter
     assert replay("one").same
     assert terminal(*asked.replace("--rotate 0.6", "--rotate 0.7").split(), "--resume") == 2
     assert "another request" in terminal.err
+    assert "--rotate 0.6" in terminal.err, "the command that began it is told"
 
 
 def test_a_frontier_of_a_turned_network(tower: Path, terminal: Terminal, no_onnx: None) -> None:

@@ -113,7 +113,7 @@ def compare_latency(
             f"{len(paths)} file{'s' * (len(paths) != 1)}, a batch of {batch}"
             + ("" if rounds is None else f", {rounds} round{'s' * (rounds != 1)}"),
             "two files or more, a batch of 1 or more, two rounds or more",
-            "name the original's file first, then the others.",
+            "name the original's file first, then the others; a bundle alone is compared with its original.",
         )
     models = [OnnxModel(path, threads) for path in paths]
     feeds = _feeds(models, inputs, batch, seed)

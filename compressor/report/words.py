@@ -159,10 +159,10 @@ def findings_sentence(record: Record) -> str:
 
 def next_step(record: Record, folder: str = "DIR") -> str:
     """What to do now."""
-    found, folder = outcome(record), plain(folder)
+    found = outcome(record)
     if found == "passed":
-        again = f"compressor verify {folder} --data {_data_words(record)}"
-        return f"compressor.load({folder!r}) gives the network back; judge it again: {again}"
+        again = f"compressor verify {plain(shlex.quote(folder))} --data {_data_words(record)}"
+        return f"compressor.load({plain(folder)!r}) gives the network back; judge it again: {again}"
     if found == "failed":
         kept = "" if record.exported else ", or --keep-failed to write it all the same"
         return f"keep more (--keep) or allow a larger --max-drop{kept}"

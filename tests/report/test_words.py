@@ -79,6 +79,7 @@ def test_the_next_command_names_the_data_where_they_are_known():
     assert next_step(validate(record), "small").endswith("--data DATA")
     record["data"]["described"] = {"source": "digits"}
     assert next_step(validate(record), "small").endswith("--data digits")
+    assert next_step(validate(record), "my run").endswith("verify 'my run' --data digits")
 
 
 def test_single_predictions_that_miss_the_whole_are_explained():
