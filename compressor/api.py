@@ -27,6 +27,7 @@ from compressor.options import (
 from compressor.outcome import Outcome
 from compressor.recording import assemble
 from compressor.records import Verdict
+from compressor.report.words import verdict_line
 from compressor.sources.consent import trusting
 from compressor.sources.data import data_of
 from compressor.sources.splits import Data
@@ -35,7 +36,7 @@ from compressor.verification import open_bundle, verify_bundle
 from compressor.verify.scores import Score
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What `compress` returns: the smaller network, the verdict, and the record of the run."""
 
@@ -53,6 +54,10 @@ class Result:
 
     def __post_init__(self) -> None:
         self.assembled = copy.deepcopy(self.record)
+
+    def __repr__(self) -> str:
+        """The outcome in a line, for notebooks and logs; the parts have the rest."""
+        return f"<Result: {verdict_line(self.record)}>"
 
     def save(
         self,

@@ -14,7 +14,7 @@ from compressor.units.sizes import size_of
 from compressor.verify.accuracy import Outputs
 
 
-@dataclass
+@dataclass(repr=False)
 class Outcome:
     """What a run found and made, before it is written: everything the record is assembled from."""
 
@@ -43,6 +43,11 @@ class Outcome:
     recovered: dict[str, Any] | None = None
     rotation: dict[str, Any] | None = None
     """What was turned and what was not, where that was asked for."""
+
+    def __repr__(self) -> str:
+        """Sizes and verdict, for notebooks and logs; printed whole, the findings alone are thousands of lines."""
+        verdict = None if self.verdict is None else self.verdict.value
+        return f"<Outcome: {self.mode}, {self.original_size} -> {self.size}, verdict {verdict}>"
 
     @property
     def summary(self) -> dict[str, Any]:

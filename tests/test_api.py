@@ -80,6 +80,13 @@ def test_blocks_that_save_time_do_not_stand_in_the_way_of_a_size(
     assert keep is None or small <= float(keep.partition("=")[2]) * whole
 
 
+def test_a_result_is_shown_in_a_line(result: Result) -> None:
+    assert repr(result).startswith(f"<Result: {str(result.record['verdict']['value']).upper()}")
+    assert len(repr(result)) < 400
+    assert str(result.outcome.size["params"]) in repr(result.outcome)
+    assert len(repr(result.outcome)) < 300
+
+
 def test_a_place_that_cannot_be(result: Result, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError):
