@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from compressor.attention.dense import DenseAttention, additive, copied, copy_numbers, hooked, scales
 from compressor.attention.fused import Rows, fill_fused, rows_apart, taken_apart
 from compressor.attention.lines import computes_as
+from compressor.attention.streams import known_cache
 from compressor.errors import ModelError
 
 LAYERS = {("bloom", "BloomAttention"): ("query_key_value", "dense"), ("mpt", "MptAttention"): ("Wqkv", "out_proj")}
@@ -62,6 +63,7 @@ class AlibiAttention(DenseAttention):
         layer_past: Any = None,
         past_key_values: Any = None,
         position_bias: Tensor | None = None,
+        cache: Any = None,
         **_others: Any,
     ) -> tuple[Tensor, Tensor]:
         """(features, attention); with a `residual`, it is added to the features, as in BLOOM. What is added to logits
@@ -69,7 +71,7 @@ class AlibiAttention(DenseAttention):
         True means that a key is left out.
         """
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
-        cache = layer_past if past_key_values is None else past_key_values
+        cache = known_cache(cache, past_key_values, layer_past)
         if cache is not None:
             k, v = cache.update(k, v, self.place)
         mask = None if attention_mask is None else additive(attention_mask, q.dtype, keeps=False)

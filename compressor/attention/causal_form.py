@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from compressor.attention.dense import DenseAttention, copied, copy_numbers, hooked, scales, term_and_hearing
 from compressor.attention.fused import put_together, taken_apart
+from compressor.attention.streams import known_cache
 from compressor.attention.transposed import is_transposed, upright
 from compressor.errors import ModelError
 
@@ -58,7 +59,12 @@ class CausalAttention(DenseAttention):
             plain.c_proj.bias.copy_(self.out.bias)
 
     def forward(
-        self, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Tensor | None = None, **others: Any
+        self,
+        hidden_states: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        cache: Any = None,
+        **others: Any,
     ) -> tuple[Tensor, Tensor]:
         """(features, attention). Without a mask a query sees the keys up to its own place."""
         given = [name for name in OTHERS if others.get(name) is not None]
@@ -68,8 +74,9 @@ class CausalAttention(DenseAttention):
                 "causal self-attention, with a mask of 4 dimensions", "use attn_implementation 'sdpa' or 'eager'.",
             )  # fmt: skip
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
-        if past_key_values is not None:
-            k, v = getattr(past_key_values, "self_attention_cache", past_key_values).update(k, v, self.place)
+        past = known_cache(cache, past_key_values)
+        if past is not None:
+            k, v = getattr(past, "self_attention_cache", past).update(k, v, self.place)
         mask, hears = term_and_hearing(attention_mask, q, k)
         features, pattern = self.mixed(q, k, v, mask, hears=hears)
         return F.dropout(features, self.out_dropout, self.training), pattern

@@ -26,10 +26,11 @@ from compressor.attention.dense import (
 from compressor.attention.fused import Rows, put_together, rows_apart, taken_apart
 from compressor.attention.head_norm import HeadNorm, fill_norm, headwise
 from compressor.attention.lines import Style, style_of
+from compressor.attention.streams import known_cache
 from compressor.errors import ModelError
 
 ROTARY = "query and key dimensions with rotary positions"
-OTHERS = ("position_bias", "cache", "softcap", "is_causal", "alibi")
+OTHERS = ("position_bias", "softcap", "is_causal", "alibi")
 
 
 class RotaryAttention(DenseAttention):
@@ -102,6 +103,7 @@ class RotaryAttention(DenseAttention):
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         layer_past: Any = None,
+        cache: Any = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor]:
         """(features, attention). Without a mask a query sees keys up to its own place; all where it is not causal."""
@@ -115,7 +117,7 @@ class RotaryAttention(DenseAttention):
             )
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
         q, k = self._turn(self._norm(q, self.q_norm), self._norm(k, self.k_norm), *position_embeddings)
-        cache = layer_past if past_key_values is None else past_key_values
+        cache = known_cache(cache, past_key_values, layer_past)
         if cache is not None:
             k, v = cache.update(k, v, self.place)
         mask, hears = term_and_hearing(attention_mask, q, k, self.causal)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from compressor.attention.dense import DenseAttention, copied, hooked, scales, term_and_hearing
 from compressor.attention.lines import computes_as
-from compressor.attention.streams import CACHE, ELSEWHERE, keys_and_values, takes
+from compressor.attention.streams import CACHES, ELSEWHERE, keys_and_values, known_cache, takes
 from compressor.errors import ModelError
 
 LAYERS = {
@@ -41,7 +41,7 @@ KIN = {
     ("bart", "BartAttention"): "Attention of CLIP",
 }
 """Folder and class of transformers -> key of LAYERS: so is every class that computes by the same lines."""
-OTHER_INPUTS = (*ELSEWHERE, CACHE, "past_key_value", "head_mask")
+OTHER_INPUTS = (*ELSEWHERE, *CACHES, "past_key_value", "head_mask")
 HEADS = ("num_attention_heads", "n_heads", "num_heads")
 """What classes call the number of their heads."""
 
@@ -72,7 +72,7 @@ class HFAttention(DenseAttention):
         self.names, self.out_name, self.out_dropout = names, out_name, out_dropout
         self.norm = norm
         self.causal, self.place = bool(getattr(module, "is_causal", False)), getattr(module, "layer_idx", None)
-        self.known = tuple(name for name in (*ELSEWHERE, CACHE) if takes(type(module), name))
+        self.known = tuple(name for name in (*ELSEWHERE, *CACHES) if takes(type(module), name))
         if biased(module):
             self.with_places()
 
@@ -92,7 +92,7 @@ class HFAttention(DenseAttention):
         if not all(type(part) is nn.Linear for part in parts) or hooked(module, *parts):  # type: ignore[arg-type]
             return f"attention heads ({kind.__name__} with layers of another kind)"
         decodes = getattr(module, "is_decoder", False) or getattr(module, "is_causal", False)
-        if decodes and not takes(kind, CACHE):
+        if decodes and not takes(kind, *CACHES):
             return f"attention heads ({kind.__name__} of a decoder)"
         position = getattr(module, "position_embedding_type", "absolute")
         heads = next((getattr(module, name) for name in HEADS if hasattr(module, name)), None)
@@ -137,7 +137,8 @@ class HFAttention(DenseAttention):
             )
         other = next((others[name] for name in ELSEWHERE if others.get(name) is not None), None)
         q = self.queries(hidden_states)
-        k, v = keys_and_values(self.keys_and_values, hidden_states, other, others.get(CACHE), self.place)
+        past = known_cache(*(others.get(name) for name in CACHES))
+        k, v = keys_and_values(self.keys_and_values, hidden_states, other, past, self.place)
         causal = others.get("is_causal")  # CLIP's text side is told so in each call
         mask, hears = term_and_hearing(attention_mask, q, k, self.causal if causal is None else bool(causal))
         terms, hears = (self.of_heads(position_bias), self.of_heads(mask)), self.of_heads(hears)

@@ -24,8 +24,9 @@ class LayoutAttention(DenseAttention):
     def __init__(self, *layers: Any, module: Any, **options: Any) -> None:
         super().__init__(*layers, **options)
         self.share = module.attention_head_size**-0.5
-        self.biased = bool(module.has_relative_attention_bias)
-        self.on_page = self.biased and bool(module.has_spatial_attention_bias)
+        said = module if hasattr(module, "has_relative_attention_bias") else module.config  # since transformers 5.24
+        self.biased = bool(said.has_relative_attention_bias)
+        self.on_page = self.biased and bool(said.has_spatial_attention_bias)
         self.with_places()
 
     @classmethod
@@ -54,13 +55,14 @@ class LayoutAttention(DenseAttention):
         attention_mask: Tensor | None = None,
         rel_pos: Tensor | None = None,
         rel_2d_pos: Tensor | None = None,
+        position_bias: Tensor | None = None,
         **_others: Any,
     ) -> tuple[Tensor, Tensor]:
         """(features, attention); a float mask is added to the logits, and so is a share of
-        biases (N, heads there were, T, T).
+        biases (N, heads there were, T, T), or their sum `position_bias`, of which the encoder has taken the share.
         """
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
-        terms = []
+        terms = [None if position_bias is None else self.of_heads(position_bias)]
         for given, asked in ((rel_pos, self.biased), (rel_2d_pos, self.on_page)):
             terms.append(self.of_heads(given * self.share) if asked and given is not None else None)
         mask = None if attention_mask is None else additive(attention_mask, q.dtype, keeps=True)

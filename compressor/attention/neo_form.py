@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from compressor.attention.dense import DenseAttention, additive, copied, plain_parts, scales
 from compressor.attention.lines import computes_as
+from compressor.attention.streams import known_cache
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -42,12 +43,18 @@ class NeoAttention(DenseAttention):
         self.fill_layers(plain, LAYERS)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, layer_past: Any = None, **_others: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        layer_past: Any = None,
+        cache: Any = None,
+        **_others: Any,
     ) -> tuple[Tensor, Tensor]:
         """(features, attention); a float mask is added to the logits."""
         q, k, v = self.projected(hidden_states, hidden_states, hidden_states)
-        if layer_past is not None:
-            k, v = layer_past.update(k, v, self.place)
+        past = known_cache(cache, layer_past)
+        if past is not None:
+            k, v = past.update(k, v, self.place)
         last = k.shape[2]
         seen = additive(self.bias[:, :, last - q.shape[2] : last, :last], self.scores_in or q.dtype, keeps=True)
         mask = None if attention_mask is None else additive(attention_mask, attention_mask.dtype, keeps=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressor.attention.decoder_form import ROTARY
 from compressor.attention.dense import DenseAttention, additive, copied, plain_parts, scales
 from compressor.attention.lines import computes_as
-from compressor.attention.streams import keys_and_values
+from compressor.attention.streams import keys_and_values, known_cache
 
 LAYERS = ("query", "key", "value")
 
@@ -56,6 +56,7 @@ class RoFormerAttention(DenseAttention):
         sinusoidal_pos: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         **_others: Any,
     ) -> tuple[Tensor, Tensor]:
         """(features, attention); a float mask is added to the logits."""
@@ -66,7 +67,8 @@ class RoFormerAttention(DenseAttention):
             k, v = self.keys_and_values(key, value)
             return self._turned(k, positions), v
 
-        k, v = keys_and_values(made, hidden_states, encoder_hidden_states, past_key_values, self.place)
+        past = known_cache(cache, past_key_values)
+        k, v = keys_and_values(made, hidden_states, encoder_hidden_states, past, self.place)
         mask = None if attention_mask is None else additive(attention_mask, q.dtype, keeps=True)
         return self.mixed(q, k, v, mask)
 

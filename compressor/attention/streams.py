@@ -10,7 +10,13 @@ from torch import Tensor
 
 ELSEWHERE = ("key_value_states", "encoder_hidden_states")
 """What classes of transformers call the stream that keys and values are read from, if it is another."""
-CACHE = "past_key_values"
+CACHES = ("past_key_values", "cache")
+"""What they call keys and values of earlier steps; since transformers 5.24 the second."""
+
+
+def known_cache(*given: Any) -> Any:
+    """The cache among what a layer was called with: versions of transformers call it by other names."""
+    return next((each for each in given if each is not None), None)
 
 
 def takes(kind: type, *names: str) -> bool:

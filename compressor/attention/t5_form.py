@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.attention.dense import DenseAttention, copied, plain_parts, scales, term_and_hearing
 from compressor.attention.lines import computes_as
-from compressor.attention.streams import keys_and_values
+from compressor.attention.streams import keys_and_values, known_cache
 from compressor.errors import ModelError
 
 LAYERS = ("q", "k", "v", "o")
@@ -67,6 +67,7 @@ class T5Attention(DenseAttention):
         key_value_states: Tensor | None = None,
         position_bias: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         **_others: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """(features, position biases of all heads that there were, attention). Of a bool mask, True means that a key is
@@ -77,10 +78,11 @@ class T5Attention(DenseAttention):
                 "attention in dense form", f"a mask of {mask.dim()} dimensions", "a mask of 4 dimensions",
                 "use attn_implementation 'sdpa' or 'eager'.",
             )  # fmt: skip
-        before = past_key_values.get_seq_length(self.place) if past_key_values is not None else 0
+        past = known_cache(cache, past_key_values)
+        before = past.get_seq_length(self.place) if past is not None else 0
         before = before.clone() if isinstance(before, Tensor) else before  # a cache may go on counting in it
         q = self.queries(hidden_states)
-        k, v = keys_and_values(self.keys_and_values, hidden_states, key_value_states, past_key_values, self.place)
+        k, v = keys_and_values(self.keys_and_values, hidden_states, key_value_states, past, self.place)
         if position_bias is None and self.relative_attention_bias is not None:
             position_bias = self.kind.compute_bias(self, q.shape[2], k.shape[2], q.device, before)  # type: ignore[attr-defined]
         term, _ = term_and_hearing(mask, q, k, self.causal)

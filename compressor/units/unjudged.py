@@ -13,7 +13,7 @@ from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part, named_outputs
 from compressor.units.program import copied, forward
 
-CACHE = "past_key_values"
+CACHES = ("past_key_values", "cache")
 """What decoders give beside their answers, to go on from."""
 REASON = "only outputs that are not judged read it"
 
@@ -50,7 +50,7 @@ def moved_outputs(before: nn.Module, after: nn.Module, inputs: Any) -> dict[str,
     other = named_outputs(_answer(after, inputs))
     moved: dict[str, float] = {}
     for name, tensor in one.items():
-        if name.startswith(CACHE) or tensor.data_ptr() == judged.data_ptr():
+        if name.startswith(CACHES) or tensor.data_ptr() == judged.data_ptr():
             continue
         if name in other and tensor.is_floating_point() and other[name].shape == tensor.shape:
             moved[name] = _moved(tensor.double(), other[name].double())
