@@ -19,7 +19,7 @@ from compressor.costing.network import work_of
 from compressor.costing.predict import predicted
 from compressor.costing.rates import measured_rates
 from compressor.costing.work import LLM, llm_mlps
-from compressor.deliver import NO_ONNX, given_file, time_files, write_record
+from compressor.deliver import NO_ONNX, original_file, time_files, write_record
 from compressor.errors import SourceError, UsageError
 from compressor.export.block import measured_block
 from compressor.export.files import PRECISIONS, VARIANTS, output_path
@@ -232,16 +232,12 @@ def compared_files(
 
 def _original_file(folder: Path, checkpoint: str | None, scratch: Path) -> Path:
     """The ONNX file that a bundle's original was, or is exported to in `scratch`."""
-    from compressor.export.onnx import export_onnx
-
     record = recorded(folder)
     if not (folder / ONNX).is_file():
         write = f"write it: compressor export {shlex.quote(str(folder))}"
         raise SourceError(f"bundle '{folder}'", f"no {ONNX}", "its ONNX file", write)
-    original = original_of(folder, record, checkpoint)
-    given = given_file(record.model_dump(mode="json"))
-    spec = _input_in(folder)
-    return given or export_onnx(original.model, _inputs_for(original.model, spec), scratch / "original.onnx").path
+    original = original_of(folder, record, checkpoint).model
+    return original_file(original, _inputs_for(original, _input_in(folder)), record.model_dump(mode="json"), scratch)
 
 
 def _without_weights(spec: str, shape: str | None, checkpoint: str | None) -> tuple[LoadedModel, torch.Tensor]:

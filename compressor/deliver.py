@@ -154,11 +154,16 @@ def _judged(result: Result, folder: Path, record: dict[str, Any], precision: Seq
     return made
 
 
-def given_file(record: dict[str, Any]) -> Path | None:
+def _given_file(record: dict[str, Any]) -> Path | None:
     """The ONNX file that is the original, as long as it is there."""
     source = record.get("source") or {}
     place = Path(source["place"]) if source.get("kind") == "onnx" else None
     return place if place is not None and place.is_file() else None
+
+
+def original_file(original: nn.Module, inputs: Any, record: dict[str, Any], scratch: Path) -> Path:
+    """The ONNX file that latencies are compared with: the one that was given, or the original's export in `scratch`."""
+    return _given_file(record) or export_onnx(original, inputs, scratch / "original.onnx").path
 
 
 def time_files(
@@ -172,7 +177,7 @@ def time_files(
     record["onnx"]["variants"] = [variant.as_dict() for variant in variants]
     with scratch_folder(folder) as scratch:
         try:
-            base = given_file(record) or export_onnx(original, inputs, scratch / "original.onnx").path
+            base = original_file(original, inputs, record, scratch)
             files = [base, folder / ONNX, *(variant.path for variant in variants)]
             seconds = LATENCY_SECONDS * len(files) / 2
             compared = compare_latency(files, batch=LATENCY_BATCH, threads=1, seconds=seconds)

@@ -172,9 +172,9 @@ def test_bench_of_one_bundle_times_its_original(
     bundles: Path, small: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    export = compressor.export.onnx.export_onnx
+    export = compressor.deliver.export_onnx
     monkeypatch.setattr(
-        "compressor.export.onnx.export_onnx", lambda model, *rest: (made.append(model), export(model, *rest))[1]
+        "compressor.deliver.export_onnx", lambda model, *rest: (made.append(model), export(model, *rest))[1]
     )
     assert terminal("bench", small, "--seconds", "0.1", "--json") == 0
     assert [file["path"] for file in terminal.json()["files"]] == ["original.onnx", "model.onnx"]
@@ -276,6 +276,8 @@ def test_a_layer_with_one_unit(home: Path, terminal: Terminal, no_onnx: None) ->
     assert record(home / "out")["compressed"]["params"] == 15
     assert terminal("analyze", "net.py:one_unit", "--data", "net.py:data", "--out", "found") == 0
     assert results(home / "found") == ["record.json", "report.html", "request.txt"]
+    assert terminal("verify", "found", "--data", "net.py:data") == 3
+    assert "an analysis, which makes no network" in terminal.err
 
 
 @pytest.mark.usefixtures("no_page")
