@@ -3,18 +3,20 @@ what they are worth), and how far those outputs moved is told."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.attention.streams import CACHES
 from compressor.units.graph import UnitGraph
 from compressor.units.modes import evaluating
 from compressor.units.outputs import judged_part, named_outputs
 from compressor.units.program import copied, forward
 
-CACHES = ("past_key_values", "cache")
-"""What decoders give beside their answers, to go on from."""
+_NUMBERED = re.compile(r"_\d+$")
+"""What tensors of one output are told apart by."""
 REASON = "only outputs that are not judged read it"
 
 
@@ -50,7 +52,7 @@ def moved_outputs(before: nn.Module, after: nn.Module, inputs: Any) -> dict[str,
     other = named_outputs(_answer(after, inputs))
     moved: dict[str, float] = {}
     for name, tensor in one.items():
-        if name.startswith(CACHES) or tensor.data_ptr() == judged.data_ptr():
+        if _NUMBERED.sub("", name) in CACHES or tensor.data_ptr() == judged.data_ptr():
             continue
         if name in other and tensor.is_floating_point() and other[name].shape == tensor.shape:
             moved[name] = _moved(tensor.double(), other[name].double())

@@ -53,3 +53,16 @@ def test_a_single_output_has_no_others(net: nn.Module) -> None:
     graph = checked(plain, trace(plain, x), x)
     assert only_unjudged(plain, graph, x) == {}
     assert moved_outputs(plain, plain, x) == {}
+
+
+@pytest.mark.parametrize(("name", "told"), [("cache", False), ("past_key_values", False), ("cached_scores", True)])
+def test_what_a_decoder_goes_on_from_is_no_further_output_but_one_of_a_like_name_is(name: str, told: bool) -> None:
+    class Speaker(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: Tensor) -> dict[str, object]:
+            return {"logits": x + 1, name: [x * self.factor, x * self.factor]}
+
+    assert bool(moved_outputs(Speaker(1.0), Speaker(2.0), torch.randn(4, 6))) is told
